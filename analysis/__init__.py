@@ -1,0 +1,1 @@
+"""Offline questions to the checkpoints of a run: why did transfer help?"""

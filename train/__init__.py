@@ -1,0 +1,1 @@
+"""Training of timm models on shard sets with DeepSpeed, and what the analyses share with it."""
