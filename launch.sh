@@ -1,0 +1,122 @@
+#!/usr/bin/env bash
+# The one door: sets up .venv on first use (and again when pyproject.toml or constraints.txt change), then runs.
+#
+#   ./launch.sh demo            the whole main job on phantoms: shards, two trainings, analyses, a report
+#   ./launch.sh test [ARGS…]    lint, types, tests (ARGS go to pytest; without any: the quick suite)
+#   ./launch.sh train ARGS…     deepspeed train/run.py ARGS… here, on the nodes of HOSTFILE, or in a Slurm allocation
+#   ./launch.sh setup           the set-up alone
+#
+# Environment: PYTHON (interpreter for .venv), MEDSHARD_CUDA=13|12 (DALI's wheel), RANKS (ranks on this machine),
+# HOSTFILE (nodes, as DeepSpeed reads it), MASTER_PORT.
+set -euo pipefail
+
+root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
+venv=$root/.venv
+cuda=${MEDSHARD_CUDA:-13}
+
+say() { printf '%s\n' "$*"; }
+die() { printf 'error: %s\n' "$*" >&2; exit 2; }
+
+usage() { sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+
+find_python() {
+    local candidate
+    for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            command -v "$candidate"
+            return
+        fi
+    done
+    die "Python 3.11 or newer is needed, found $(${PYTHON:-python3} --version 2>&1 | head -n 1): install one, or name it: PYTHON=/path/to/python3 ./launch.sh"
+}
+
+# Writes .venv; a stamp written last says for which pyproject.toml, constraints, interpreter and CUDA it stands.
+setup() {
+    local python stamp free_kib log
+    [[ $cuda == 13 || $cuda == 12 ]] || die "MEDSHARD_CUDA=$cuda: known are 13 (default) and 12 (older drivers)"
+    stamp=$(cat "$root/pyproject.toml" "$root/constraints.txt"; echo "cuda$cuda $root")
+    if [[ -f $venv/stamp && $(<"$venv/stamp") == "$stamp" ]]; then return; fi
+    exec 9>"$root/.setup.lock"
+    flock 9 # a second ./launch.sh waits here instead of writing the same files
+    if [[ -f $venv/stamp && $(<"$venv/stamp") == "$stamp" ]]; then return; fi
+    python=$(find_python)
+    free_kib=$(df -Pk "$root" | awk 'NR == 2 { print $4 }')
+    if [[ ! -f $venv/stamp ]] && ((free_kib < 10 * 1024 * 1024)); then
+        die "disk: $((free_kib / 1024)) MiB free at $root, the environment takes about 7 GB and pip as much again while it works (10 GiB wanted): free some, or clone elsewhere"
+    fi
+    log=$root/.setup.log
+    say "setting up $venv with $("$python" --version) (about 7 GB; log: $log)"
+    "$python" -m venv "$venv" >"$log" 2>&1 || die "no virtual environment could be made: $(tail -n 1 "$log")"
+    if ! "$venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off --no-input \
+        -c "$root/constraints.txt" -e "$root[cuda$cuda,demo,dev]" >>"$log" 2>&1; then
+        if grep -qi 'No space left' "$log"; then
+            die "the disk filled up during the installation: free some and run the same command again"
+        elif grep -qiE 'NewConnectionError|Name or service not known|name resolution|timed out|Connection refused|ProxyError' "$log"; then
+            die "the package registry is out of reach: check the network or the proxy settings and run the same command again ($log)"
+        fi
+        die "the installation failed: $(grep -i error "$log" | tail -n 1) ($log)"
+    fi
+    printf '%s\n' "$stamp" >"$venv/stamp"
+    say "set-up done"
+}
+
+has_gpu() { [[ -e /dev/nvidia0 ]] && command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; }
+
+# Without a GPU the ranks are processes over gloo, and each would else take every core for itself.
+cpu_settings() {
+    has_gpu && return
+    export DS_ACCELERATOR=cpu OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+}
+
+# Runs a command in a session of its own and hands signals to all of it: DeepSpeed's runner alone, when told to stop,
+# leaves its ranks behind. A second Ctrl-C, or a minute without an end, kills what is left.
+in_own_session() {
+    local group status=0 signals=0 seconds=0
+    setsid "$@" &
+    group=$!
+    trap '((signals += 1)); kill -TERM -- "-$group" 2>/dev/null' INT TERM
+    trap 'kill -USR1 -- "-$group" 2>/dev/null' USR1
+    while kill -0 "$group" 2>/dev/null; do
+        status=0
+        wait "$group" || status=$?
+    done
+    while kill -0 -- "-$group" 2>/dev/null && ((signals < 2 && seconds++ < 60)); do sleep 1; done
+    trap - INT TERM USR1
+    kill -KILL -- "-$group" 2>/dev/null || true
+    return "$status"
+}
+
+train() {
+    local -a where=()
+    cpu_settings
+    export PATH=$venv/bin:$PATH # nodes and ranks find this environment's python, ninja and deepspeed
+    if [[ -n ${HOSTFILE:-} ]]; then
+        [[ -f $HOSTFILE ]] || die "HOSTFILE=$HOSTFILE: no such file; a line a node, as in: node1 slots=8"
+        where=(--hostfile "$HOSTFILE")
+    elif [[ ${SLURM_NNODES:-1} -gt 1 && -z ${MEDSHARD_IN_SRUN:-} ]]; then
+        export MEDSHARD_IN_SRUN=1
+        in_own_session srun --ntasks-per-node=1 --kill-on-bad-exit=1 "$root/launch.sh" train "$@"
+        return
+    elif [[ ${SLURM_NNODES:-1} -gt 1 ]]; then
+        where=(-H <(slurm_hosts) --no_ssh --node_rank "$SLURM_NODEID" --master_addr "$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)")
+    fi
+    [[ -z ${MASTER_PORT:-} ]] || where+=(--master_port "$MASTER_PORT")
+    if [[ -n ${RANKS:-} ]]; then
+        where+=(--num_gpus "$RANKS")
+    elif ! has_gpu && [[ -z ${HOSTFILE:-} ]]; then
+        where+=(--num_gpus 1)
+    fi
+    in_own_session deepspeed "${where[@]}" "$root/train/run.py" "$@"
+}
+
+run_tests() {
+    export PATH=$venv/bin:$PATH
+    cd "$root"
+    if (($#)); then
+        exec "$venv/bin/python" -m pytest "$@"
+    fi
+    say "lint and types"
+    "$venv/bin/ruff" check --quiet . && "$venv/bin/ruff" format --quiet --check . || die "ruff: see ruff check . and ruff format --diff ."
+    "$venv/bin/mypy" || die "mypy: types do not fit"
+    exec "$venv/bin/python" -m pytest -m "not slow"
+}
