@@ -1,8 +1,15 @@
 """What several test files share."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import cv2
+import numpy as np
 import pytest
+
+from shards.shardset import ShardSet
+from shards.writer import Sample, write_set
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -13,3 +20,83 @@ def real_data() -> Path:
     if not REAL_DATA.is_dir():
         pytest.skip("the folder of real images is not beside this checkout")
     return REAL_DATA
+
+
+def texture(kind: int, height: int, width: int, channels: int, rng: np.random.Generator) -> np.ndarray:
+    """An image uint8 [height, width, channels] whose texture tells its kind: stripes whose width and angle differ."""
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    angle = (0.2 + 0.9 * kind) + rng.normal(0, 0.1)
+    wave = np.sin((x * np.cos(angle) + y * np.sin(angle)) * (0.35 + 0.3 * kind) + rng.uniform(0, 6.28))
+    colours = rng.uniform(30, 60, channels)
+    image = 120 + wave[:, :, None] * colours + rng.normal(0, 8, (height, width, channels))
+    return np.clip(image, 0, 255).astype(np.uint8)
+
+
+def encode(image: np.ndarray, encoding: str) -> bytes:
+    """Encode RGB or grey uint8 [h, w, c] as jpeg, png or raw."""
+    if encoding == "raw":
+        return image.tobytes()
+    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.shape[2] == 3 else image
+    options = [cv2.IMWRITE_JPEG_QUALITY, 92] if encoding == "jpeg" else []
+    done, data = cv2.imencode({"jpeg": ".jpg", "png": ".png"}[encoding], bgr, options)
+    assert done
+    return data.tobytes()
+
+
+def tiny_samples(
+    sizes: dict[str, int], classes: int, channels: int, task: str, encoding: str, seed: int
+) -> Iterator[Sample]:
+    """Samples of mixed sizes, classes in turn; multi-label ones have bits of `kind` as labels and a few blanks."""
+    rng, number = np.random.default_rng(seed), 0
+    for split, count in sizes.items():
+        for _ in range(count):
+            height, width = (int(side) for side in rng.integers(40, 71, 2))
+            kind = number % (classes if task == "single-label" else 1 << classes)
+            labels = (kind,) if task == "single-label" else tuple(kind >> bit & 1 for bit in range(classes))
+            if task == "multi-label" and number % 10 == 9:
+                labels = (-32768, *labels[1:])
+            image = encode(texture(kind, height, width, channels, rng), encoding)
+            yield Sample(
+                split, f"{number:08d}-{number * 2654435761 % 2**32:08x}", image, encoding, labels, height, width, number
+            )
+            number += 1
+
+
+def make_set(
+    folder: Path,
+    *,
+    classes: int = 3,
+    channels: int = 3,
+    task: str = "single-label",
+    encoding: str = "jpeg",
+    train: int = 60,
+    val: int = 17,
+    test: int = 19,
+    seed: int = 0,
+    name: str = "tiny",
+    **options: Any,
+) -> ShardSet:
+    """Write a small real set; train lies in unequal shards (7, 23, 11, then the rest). `options` go to write_set."""
+    counts = {split: count for split, count in (("train", train), ("val", val), ("test", test)) if count}
+    options.setdefault("shard_size", {"train": [7, 23, 11, 10_000], "val": [10_000], "test": [12, 10_000]})
+    return write_set(
+        folder,
+        tiny_samples(counts, classes, channels, task, encoding, seed),
+        name=name,
+        classes=[f"kind{index}" for index in range(classes)],
+        channels=channels,
+        task=task,  # type: ignore[arg-type]
+        **options,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A set of 3 classes in 3 channels: train 60 over 4 unequal shards, val 17, test 19. Never write into it."""
+    return make_set(tmp_path_factory.mktemp("sets") / "tiny").path
+
+
+@pytest.fixture(name="make_set", scope="session")
+def make_set_fixture() -> Callable[..., ShardSet]:
+    """The function `make_set(folder, **options)`, for tests that want other channels, labels or encodings."""
+    return make_set

@@ -1,0 +1,37 @@
+"""Decoding one stored image on the CPU, for checking, statistics and contact sheets (training decodes in the loader)."""
+
+import cv2
+import numpy as np
+
+from shards.index import ENCODINGS
+
+
+def decode(
+    data: bytes | memoryview, encoding: str, channels: int, height: int, width: int, bits: int = 8
+) -> np.ndarray:
+    """Decode to uint8 (bits 8) or uint16 (bits 16) [height, width, channels], RGB; EXIF orientation is not applied.
+
+    Raises:
+        ValueError: the bytes do not decode, or to another size than the index says.
+    """
+    if encoding not in ENCODINGS:
+        raise ValueError(f"encoding {encoding!r} is unknown; known: {', '.join(ENCODINGS)}")
+    dtype = np.uint16 if bits == 16 else np.uint8
+    if encoding == "raw":
+        wanted = height * width * channels * (bits // 8)
+        if len(data) != wanted:
+            raise ValueError(f"raw image has {len(data)} bytes, {height} x {width} x {channels} needs {wanted}")
+        return np.frombuffer(data, np.dtype(dtype).newbyteorder("<")).reshape(height, width, channels)
+    flags = cv2.IMREAD_IGNORE_ORIENTATION | (cv2.IMREAD_COLOR if channels == 3 else cv2.IMREAD_GRAYSCALE)
+    flags |= cv2.IMREAD_ANYDEPTH if bits == 16 else 0
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        raise ValueError(f"does not decode ({' '.join(str(error).split())[:200]})") from None
+    if image is None:
+        raise ValueError("does not decode")
+    if image.shape[:2] != (height, width):
+        raise ValueError(f"decodes to {image.shape[0]} x {image.shape[1]}, the index says {height} x {width}")
+    if image.dtype != dtype:
+        raise ValueError(f"decodes to {image.dtype}, the manifest says {bits} bits")
+    return image[:, :, None] if channels == 1 else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)

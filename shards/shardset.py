@@ -1,0 +1,326 @@
+"""Reading a shard set: splits, their columns, and encoded images straight from memory-mapped tars.
+
+A *position* numbers the samples of a split in stored order, 0..n-1, under the view in force: views, label files and split
+files select and relabel at load time, without rewriting a tar.
+"""
+
+import mmap
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Generic, NamedTuple, TypeVar
+
+import numpy as np
+import xxhash
+
+from shards.index import Columns, read_columns
+from shards.manifest import BLANK_LABEL, LabelView, Manifest, ShardInfo, SplitInfo, Task
+from shards.overrides import LabelFile, SplitFile
+
+MAX_MAPPED = 4096  # tars and indices mapped at a time; Linux allows a process 65530 maps
+
+T = TypeVar("T")
+
+
+class CorruptSample(ValueError):
+    """The stored bytes of one sample are not those that were written; the text names key, shard, expected and found."""
+
+    def __init__(self, key: str, shard: str, expected: int, found: int):
+        super().__init__(
+            f"sample {key} in {shard} is damaged: hash {found:016x}, {expected:016x} expected; "
+            "restore the shard from a copy, or make the set again"
+        )
+        self.key, self.shard, self.expected, self.found = key, shard, expected, found
+
+
+class Rows(NamedTuple):
+    """The index of n samples: where their images lie and what they are."""
+
+    offsets: np.ndarray  # uint64[n], bytes from the start of the tar
+    sizes: np.ndarray  # uint32[n], bytes
+    heights: np.ndarray  # uint32[n], pixels
+    widths: np.ndarray  # uint32[n], pixels
+    labels: np.ndarray  # int16[n, label columns], source labels, -32768 is blank
+    groups: np.ndarray  # uint64[n]
+    hashes: np.ndarray  # uint64[n], xxh3_64 of the image
+    sample_ids: np.ndarray  # uint64[n]
+    encodings: np.ndarray  # uint8[n], codes of index.ENCODINGS
+    shards: np.ndarray  # int64[n], number of the shard in the split
+
+
+class _Mapped(Generic[T]):
+    """At most MAX_MAPPED opened things, the least recently used let go first; safe to ask from many threads."""
+
+    def __init__(self, opener: Callable[[int], T]):
+        self._opener, self._lock = opener, threading.Lock()
+        self._held: OrderedDict[int, T] = OrderedDict()
+
+    def __getitem__(self, number: int) -> T:
+        with self._lock:
+            if number in self._held:
+                self._held.move_to_end(number)
+                return self._held[number]
+            thing = self._held[number] = self._opener(number)
+            if len(self._held) > MAX_MAPPED:
+                self._held.popitem(last=False)  # unmapped once nobody holds a view of it
+            return thing
+
+
+class Split:
+    """One split of a set. Opens shards as they are asked for; safe to read from many threads."""
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        manifest: Manifest,
+        view: LabelView,
+        shards: Sequence[ShardInfo],
+        selected: Sequence[np.ndarray | None],
+        label_file: LabelFile | None,
+    ):
+        self.folder, self.name, self.manifest, self.view = folder, name, manifest, view
+        self.shards = tuple(shards)
+        self._selected = tuple(selected)
+        self._label_file = label_file
+        sizes = [info.samples if rows is None else len(rows) for info, rows in zip(shards, selected, strict=True)]
+        self.shard_sizes = np.array(sizes, np.int64)
+        self._ends = np.cumsum(self.shard_sizes)
+        self._columns = _Mapped(self._open_columns)
+        self._tars = _Mapped(self._open_tar)
+        self._classify = classifier(view, manifest.label_columns, manifest.task)
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of the split under the view in force."""
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __repr__(self) -> str:
+        return f"Split({self.name!r}, {self.num_samples} samples in {len(self.shards)} shards of {self.folder})"
+
+    def _open_columns(self, shard: int) -> Columns:
+        return open_columns(self.folder, self.shards[shard], len(self.manifest.label_columns))
+
+    def _open_tar(self, shard: int) -> memoryview:
+        info = self.shards[shard]
+        path = self.folder / info.name
+        if not path.is_file():
+            raise ValueError(f"{info.name} is missing from {self.folder}: copy it again, or make the set again")
+        if (found := path.stat().st_size) != info.bytes:
+            raise ValueError(f"{info.name} has {found} bytes, the manifest says {info.bytes}: truncated or altered")
+        with path.open("rb") as file:
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+    def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Shard number and row in that shard's index for positions int64[n]; ValueError outside 0..num_samples-1."""
+        positions = np.asarray(positions, np.int64).reshape(-1)
+        if len(positions) and not (0 <= positions.min() and positions.max() < self.num_samples):
+            raise ValueError(f"a position is outside 0..{self.num_samples - 1} of split {self.name!r}")
+        shards = np.searchsorted(self._ends, positions, side="right")
+        rows = positions - (self._ends[shards] - self.shard_sizes[shards]) if len(positions) else positions.copy()
+        for shard in np.unique(shards):
+            if (selected := self._selected[shard]) is not None:
+                here = shards == shard
+                rows[here] = selected[rows[here]]
+        return shards.astype(np.int64), rows
+
+    def rows(self, positions: np.ndarray) -> Rows:
+        """The index of the samples at positions int64[n], in that order, as arrays of our own."""
+        shards, rows = self.locate(positions)
+        num_labels = len(self.manifest.label_columns)
+        out = Rows(
+            offsets=np.empty(len(rows), np.uint64),
+            sizes=np.empty(len(rows), np.uint32),
+            heights=np.empty(len(rows), np.uint32),
+            widths=np.empty(len(rows), np.uint32),
+            labels=np.empty((len(rows), num_labels), np.int16),
+            groups=np.empty(len(rows), np.uint64),
+            hashes=np.empty(len(rows), np.uint64),
+            sample_ids=np.empty(len(rows), np.uint64),
+            encodings=np.empty(len(rows), np.uint8),
+            shards=shards,
+        )
+        for shard in np.unique(shards):
+            here, columns = np.flatnonzero(shards == shard), self._columns[int(shard)]
+            for name in Rows._fields[:-1]:
+                getattr(out, name)[here] = getattr(columns, name)[rows[here]]
+        return out if self._label_file is None else out._replace(labels=self._label_file.labels_of(out.sample_ids))
+
+    def _gather(self, name: str, positions: np.ndarray | None) -> np.ndarray:
+        return getattr(self.rows(np.arange(self.num_samples) if positions is None else positions), name)
+
+    def labels(self, positions: np.ndarray | None = None) -> np.ndarray:
+        """Targets under the view, of all samples or of positions int64[n].
+
+        Single-label: class index int64[n]. Multi-label: float32[n, classes] of 0, 1 and NaN (ignored).
+        """
+        return self._classify(self._gather("labels", positions))
+
+    def sample_ids(self, positions: np.ndarray | None = None) -> np.ndarray:
+        """Sample ids uint64[n], of all samples or of positions int64[n]."""
+        return self._gather("sample_ids", positions)
+
+    def groups(self, positions: np.ndarray | None = None) -> np.ndarray:
+        """Group hashes uint64[n], of all samples or of positions int64[n]."""
+        return self._gather("groups", positions)
+
+    def class_counts(self) -> dict[str, int]:
+        """Samples of each class under the view (multi-label: positives)."""
+        labels = self.labels()
+        if self.manifest.task == "multi-label":
+            counts = (labels == 1).sum(0)
+        else:
+            counts = np.bincount(labels, minlength=len(self.view.classes))
+        return {name: int(count) for name, count in zip(self.view.classes, counts, strict=True)}
+
+    def key(self, position: int) -> str:
+        """The key of one sample."""
+        shards, rows = self.locate(np.array([position]))
+        return self._columns[int(shards[0])].key(int(rows[0]))
+
+    def read(self, position: int, verify: bool = True) -> memoryview:
+        """The encoded image at a position, without a copy. The view stays valid as long as it is held.
+
+        Raises:
+            CorruptSample: `verify` and the bytes do not match the hash in the index.
+            ValueError: the shard is missing, truncated, or its index is damaged.
+        """
+        shards, rows = self.locate(np.array([position]))
+        shard, row = int(shards[0]), int(rows[0])
+        columns, tar = self._columns[shard], self._tars[shard]
+        offset = int(columns.offsets[row])
+        image = tar[offset : offset + int(columns.sizes[row])]
+        if verify and (found := xxhash.xxh3_64_intdigest(image)) != int(columns.hashes[row]):
+            raise CorruptSample(columns.key(row), self.shards[shard].name, int(columns.hashes[row]), found)
+        return image
+
+
+class ShardSet:
+    """A shard set on disk.
+
+    `view` chooses one of the manifest's label views. `labels_file` (csv: key and the label columns) replaces the source
+    labels, `split_file` (csv: key, split) the splits; keys that a file does not name are left out.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        view: str | None = None,
+        labels_file: str | Path | None = None,
+        split_file: str | Path | None = None,
+    ):
+        self.path = Path(path)
+        self.manifest = Manifest.read(self.path)
+        self.view_name = view or self.manifest.label_view
+        if self.view_name not in self.manifest.views:
+            raise ValueError(
+                f"view {view!r} is unknown; {self.manifest.name} has {', '.join(sorted(self.manifest.views))}"
+            )
+        self.view = self.manifest.views[self.view_name]
+        self._label_file = LabelFile.read(labels_file, self.manifest) if labels_file is not None else None
+        self._split_file = SplitFile.read(split_file, self.manifest) if split_file is not None else None
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names under the view."""
+        return self.view.classes
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes the view has."""
+        return len(self.view.classes)
+
+    @property
+    def task(self) -> Task:
+        """`single-label` or `multi-label`."""
+        return self.manifest.task
+
+    @property
+    def split_names(self) -> list[str]:
+        """The splits that exist, the split file's where one is in force."""
+        return list(self.manifest.splits) if self._split_file is None else self._split_file.names
+
+    @property
+    def digest(self) -> str:
+        """A hash of all that decides which samples stand where: the manifest, the view and the files in force."""
+        parts = [self.manifest.digest, self.view_name]
+        parts += [file.digest for file in (self._label_file, self._split_file) if file is not None]
+        return parts[0] if len(parts) == 2 and view_is_default(self) else xxhash.xxh3_128_hexdigest("/".join(parts))
+
+    def split(self, name: str) -> Split:
+        """One split; ValueError naming the splits that exist."""
+        if name not in self.split_names:
+            raise ValueError(
+                f"split {name!r} does not exist in {self.manifest.name}; it has {', '.join(self.split_names)}"
+            )
+        infos = self.manifest.splits.values() if self._split_file is not None else [self.manifest.splits[name]]
+        shards = [shard for info in infos for shard in info.shards]
+        whole = self._split_file is None and self._all_mapped(self.manifest.splits[name])
+        selected = [None if whole else self._select(shard, name) for shard in shards]
+        return Split(self.path, name, self.manifest, self.view, shards, selected, self._label_file)
+
+    def _all_mapped(self, info: SplitInfo) -> bool:
+        if self.task == "multi-label" and self._label_file is None:
+            return True
+        return self._label_file is None and view_is_default(self) and sum(info.class_counts.values()) == info.samples
+
+    def _select(self, shard: ShardInfo, split: str) -> np.ndarray | None:
+        """Rows of a shard that belong to a split and have a class, int32; None for all of them."""
+        columns = open_columns(self.path, shard, len(self.manifest.label_columns))
+        keep = np.ones(len(columns), bool)
+        if self._split_file is not None:
+            keep &= self._split_file.member(columns.sample_ids, split)
+        labels = columns.labels if self._label_file is None else self._label_file.labels_of(columns.sample_ids)
+        if self._label_file is not None:
+            keep &= self._label_file.named(columns.sample_ids)
+        if self.task == "single-label":
+            keep &= _lookup_table(self.view)[labels[:, 0].astype(np.int64) - BLANK_LABEL] >= 0
+        return None if keep.all() else np.flatnonzero(keep).astype(np.int32)
+
+
+def view_is_default(shard_set: ShardSet) -> bool:
+    """Whether the set is read under the view that its manifest names as the default."""
+    return shard_set.view_name == shard_set.manifest.label_view
+
+
+def open_columns(folder: Path, info: ShardInfo, num_labels: int) -> Columns:
+    """Map the index of a shard and check it against the manifest's entry. ValueError in one line."""
+    columns = read_columns(folder / f"{info.stem}.cols", info.bytes)
+    if len(columns) != info.samples or columns.labels.shape[1] != num_labels:
+        raise ValueError(
+            f"{info.stem}.cols holds {len(columns)} samples of {columns.labels.shape[1]} labels, the manifest says "
+            f"{info.samples} of {num_labels}: it belongs to another set or is altered"
+        )
+    return columns
+
+
+def _lookup_table(view: LabelView) -> np.ndarray:
+    """Class index of each source value v at v + 32768, -1 where it is not mapped: int64[65536]."""
+    table = np.full(1 << 16, -1, np.int64)
+    for value, index in view.mapping.items():
+        table[(int(value) if value else BLANK_LABEL) - BLANK_LABEL] = index
+    return table
+
+
+def classifier(view: LabelView, columns: Sequence[str], task: Task) -> Callable[[np.ndarray], np.ndarray]:
+    """The function from source labels int16[n, L] to targets: int64[n], or float32[n, classes] with NaN for ignored."""
+    table = _lookup_table(view)
+
+    def single(labels: np.ndarray) -> np.ndarray:
+        targets = table[labels[:, 0].astype(np.int64) - BLANK_LABEL]
+        if len(targets) and targets.min() < 0:
+            value = int(labels[int(targets.argmin()), 0])
+            raise ValueError(f"source label {value} has no class in the view: was the manifest altered?")
+        return targets
+
+    def multi(labels: np.ndarray) -> np.ndarray:
+        chosen = labels[:, [list(columns).index(name) for name in view.classes]]
+        targets = table[chosen.astype(np.int64) - BLANK_LABEL].astype(np.float32)
+        return np.where(targets < 0, np.float32(np.nan), targets)
+
+    return multi if task == "multi-label" else single

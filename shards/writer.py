@@ -1,0 +1,380 @@
+"""Writing shards: the same samples give the same bytes, and a reader never sees half a shard."""
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import xxhash
+
+from shards.identity import check_key, sample_id
+from shards.index import ENCODINGS, MAX_PIXELS, MAX_SIDE, columns_of, idx_text
+from shards.manifest import (
+    BLANK_LABEL,
+    Grouping,
+    LabelView,
+    Manifest,
+    ShardInfo,
+    SplitInfo,
+    Task,
+    sync_folder,
+    write_aside,
+)
+from shards.shardset import ShardSet
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image on its way into a set: encoded bytes, source labels, size in pixels, keyed hash of its group."""
+
+    split: str
+    key: str
+    image: bytes
+    encoding: str
+    labels: tuple[int, ...]
+    height: int
+    width: int
+    group: int
+
+
+class ShardWriter:
+    """Writes `SPLIT-000000.tar` with its `.idx` and `.cols`; a context manager.
+
+    All three are written aside and renamed on `close`; an exception inside the `with` leaves nothing behind. `info` holds
+    the ShardInfo afterwards.
+    """
+
+    def __init__(self, folder: str | Path, split: str, shard_index: int, set_id: str, *, task: Task = "single-label"):
+        self.folder = Path(folder)
+        self.stem = f"{split}-{shard_index:06d}"
+        self.set_id, self.task = set_id, task
+        self.info: ShardInfo | None = None
+        self._aside = self.folder / f".{self.stem}.tar.partial"
+        self._file: io.BufferedWriter | None = self._aside.open("wb")
+        self._sha256, self._position = hashlib.sha256(), 0
+        self._keys: dict[str, None] = {}
+        self._labels: list[tuple[int, ...]] = []
+        self._values: dict[str, list[int]] = {
+            name: []
+            for name in ("offsets", "groups", "hashes", "sample_ids", "sizes", "heights", "widths", "encodings")
+        }
+        self._components: list[list[tuple[str, int, int, str]]] = []
+        self._written: list[Path] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+        else:
+            self.abort()
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes written so far: what decides when a shard is full."""
+        return self._position
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def add(
+        self,
+        key: str,
+        image: bytes,
+        encoding: str,
+        labels: Sequence[int],
+        height: int,
+        width: int,
+        group: int,
+        extra: Mapping[str, Any] | None = None,
+        *,
+        identity: int | None = None,
+    ) -> None:
+        """Append one sample. `identity` keeps a sample id that another set gave (reshard, merge)."""
+        self._check(key, image, encoding, labels, height, width)
+        name, (code, extensions) = check_key(key), ENCODINGS[encoding]
+        components = [self._member(name, extensions[0], image)]
+        offset = components[0][1]
+        components += [
+            self._member(name, ext, data) for ext, data in self._labels_of(encoding, labels, height, width, extra)
+        ]
+        self._keys[key] = None
+        self._labels.append(tuple(labels))
+        self._components.append(components)
+        row = {
+            "offsets": offset,
+            "groups": group,
+            "hashes": xxhash.xxh3_64_intdigest(image),
+            "sample_ids": sample_id(self.set_id, key) if identity is None else identity,
+            "sizes": len(image),
+            "heights": height,
+            "widths": width,
+            "encodings": code,
+        }
+        for column, value in row.items():
+            self._values[column].append(value)
+
+    def _check(self, key: str, image: bytes, encoding: str, labels: Sequence[int], height: int, width: int) -> None:
+        if key in self._keys:
+            raise ValueError(f"key {key} stands twice in {self.stem}.tar: keys are unique over the set")
+        if encoding not in ENCODINGS:
+            raise ValueError(f"encoding {encoding!r} of sample {key} is unknown; known: {', '.join(ENCODINGS)}")
+        if not 0 < len(image) < 1 << 32:
+            raise ValueError(f"the image of sample {key} has {len(image)} bytes, 1..{(1 << 32) - 1} are allowed")
+        if not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE and height * width <= MAX_PIXELS):
+            raise ValueError(f"sample {key} is {height} x {width}; at most {MAX_SIDE} a side and {MAX_PIXELS} pixels")
+        wanted = len(self._labels[0]) if self._labels else max(len(labels), 1)
+        if len(labels) != wanted or (self.task == "single-label" and wanted != 1):
+            raise ValueError(
+                f"sample {key} has {len(labels)} labels, {1 if self.task == 'single-label' else wanted} wanted"
+            )
+        if any(not BLANK_LABEL <= label <= 32767 for label in labels):
+            raise ValueError(f"a label of sample {key} is outside -32767..32767: {list(labels)[:8]}")
+
+    def _labels_of(
+        self, encoding: str, labels: Sequence[int], height: int, width: int, extra: Mapping[str, Any] | None
+    ) -> Iterator[tuple[str, bytes]]:
+        document = dict(extra or {})
+        if encoding == "raw":  # its bytes do not tell their shape
+            document |= {"height": height, "width": width}
+        if self.task == "single-label" and labels[0] != BLANK_LABEL:
+            yield "cls", str(int(labels[0])).encode()
+        if self.task == "multi-label":
+            document["labels"] = [None if label == BLANK_LABEL else int(label) for label in labels]
+        if document:
+            yield "json", json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+    def _member(self, key: str, extension: str, data: bytes) -> tuple[str, int, int, str]:
+        header = tarfile.TarInfo(f"{key}.{extension}")  # mtime 0, owner 0 without a name, mode 0644: the defaults
+        header.size = len(data)
+        self._write(header.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict"))
+        offset = self._position
+        self._write(data)
+        self._write(bytes(-len(data) % tarfile.BLOCKSIZE))
+        return extension, offset, len(data), header.name
+
+    def _write(self, data: bytes) -> None:
+        assert self._file is not None, "the shard is closed"
+        self._file.write(data)
+        self._sha256.update(data)
+        self._position += len(data)
+
+    def close(self) -> ShardInfo:
+        """End the tar, write the indices, rename all three (the tar last) and return what the manifest needs."""
+        try:
+            if not self._keys:
+                raise ValueError(f"{self.stem}.tar would hold no sample: an empty shard is not written")
+            self._write(bytes(2 * tarfile.BLOCKSIZE))
+            self._write(bytes(-self._position % tarfile.RECORDSIZE))
+            assert self._file is not None
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            columns = columns_of(list(self._keys), self._labels, len(self._labels[0]), **self._values).to_bytes()
+            for suffix, data in ((".cols", columns), (".idx", idx_text(self._components).encode())):
+                self._written.append(self.folder / f"{self.stem}{suffix}")
+                write_aside(self._written[-1], data)
+            self._file.close()
+            self._aside.replace(self.folder / f"{self.stem}.tar")
+            sync_folder(self.folder)
+        except BaseException:
+            self.abort()
+            raise
+        self._file = None
+        self.info = ShardInfo(
+            name=f"{self.stem}.tar",
+            samples=len(self._keys),
+            bytes=self._position,
+            sha256=self._sha256.hexdigest(),
+            index_sha256=hashlib.sha256(columns).hexdigest(),
+        )
+        return self.info
+
+    def abort(self) -> None:
+        """Leave nothing of this shard behind."""
+        if self._file is not None:
+            self._file.close()
+        self._file = None
+        self._aside.unlink(missing_ok=True)
+        for path in self._written:
+            path.unlink(missing_ok=True)
+
+
+def write_set(
+    folder: str | Path,
+    samples: Iterable[Sample],
+    *,
+    name: str,
+    classes: Sequence[str],
+    channels: int = 3,
+    bits: int = 8,
+    task: Task = "single-label",
+    shard_size: int | Mapping[str, Sequence[int]] = 1000,
+    set_id: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    details: Mapping[str, Any] | None = None,
+) -> ShardSet:
+    """Write a whole set, in the order of `samples`; the manifest comes last, so an interrupted set is no set.
+
+    `shard_size` counts samples: one number, or for a split the sizes of its shards (the last size repeats). `mean` and
+    `std` are measured on the training split where they are not given. `details` sets further manifest fields.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    set_id = set_id or hashlib.blake2b(name.encode(), digest_size=16, person=b"medshard-set").hexdigest()
+    statistics = _Statistics() if mean is None or std is None else None
+    tally = _Tally(folder, set_id, task, shard_size)
+    try:
+        for sample in samples:
+            tally.add(sample)
+            if statistics is not None and sample.split == "train":
+                statistics.add(sample, channels, bits)
+        splits = tally.close()
+        if statistics is not None:
+            mean, std = statistics.result(channels)
+        columns = list(classes) if task == "multi-label" else ["label"]
+        mapping = {"0": 0, "1": 1} if task == "multi-label" else {str(i): i for i in range(len(classes))}
+        fields: dict[str, Any] = {
+            "name": name,
+            "set_id": set_id,
+            "task": task,
+            "label_columns": columns,
+            "classes": list(classes),
+            "views": {"default": LabelView(classes=list(classes), mapping=mapping)},
+            "channels": channels,
+            "bits": bits,
+            "mean": list(mean or []),
+            "std": list(std or []),
+            "target_metric": "roc_auc" if task == "multi-label" else "accuracy",
+            "encoding": tally.encoding,
+            "grouping": tally.grouping(),
+        } | dict(details or {})
+        view = LabelView.model_validate(fields["views"][fields.get("label_view", "default")])
+        fields["classes"] = view.classes
+        fields["splits"] = {
+            key: tally.info(key, view, fields["label_columns"], shards) for key, shards in splits.items()
+        }
+        Manifest.model_validate(fields).write(folder)
+    except BaseException:
+        tally.abort()
+        raise
+    return ShardSet(folder)
+
+
+class _Tally:
+    """The open shard of each split, and what the manifest will say of them."""
+
+    def __init__(self, folder: Path, set_id: str, task: Task, shard_size: int | Mapping[str, Sequence[int]]):
+        self.folder, self.set_id, self.task, self.shard_size = folder, set_id, task, shard_size
+        self.encoding = ""
+        self._open: dict[str, ShardWriter] = {}
+        self._done: dict[str, list[ShardInfo]] = {}
+        self._labels: dict[str, list[tuple[int, ...]]] = {}
+        self._groups: dict[str, set[int]] = {}
+        self._ids: dict[int, str] = {}
+
+    def _capacity(self, split: str, shard: int) -> int:
+        if isinstance(self.shard_size, int):
+            return self.shard_size
+        sizes = self.shard_size[split]
+        return sizes[min(shard, len(sizes) - 1)]
+
+    def add(self, sample: Sample) -> None:
+        split = sample.split
+        done = self._done.setdefault(split, [])
+        identity = sample_id(self.set_id, sample.key)
+        if identity in self._ids:
+            raise ValueError(
+                f"samples {self._ids[identity]} and {sample.key} have one id: keys are unique over the set"
+            )
+        if split not in self._open:
+            self._open[split] = ShardWriter(self.folder, split, len(done), self.set_id, task=self.task)
+        self._open[split].add(
+            sample.key, sample.image, sample.encoding, sample.labels, sample.height, sample.width, sample.group
+        )
+        self._ids[identity] = sample.key
+        self._labels.setdefault(split, []).append(tuple(sample.labels))
+        self._groups.setdefault(split, set()).add(sample.group)
+        self.encoding = self.encoding or sample.encoding
+        if len(self._open[split]) >= self._capacity(split, len(done)):
+            done.append(self._open.pop(split).close())
+
+    def close(self) -> dict[str, list[ShardInfo]]:
+        for split in list(self._open):
+            self._done[split].append(self._open.pop(split).close())
+        if not self._done:
+            raise ValueError(f"no sample was given for {self.folder}: a set needs at least one")
+        order = [split for split in ("train", "val", "test") if split in self._done]
+        return {split: self._done[split] for split in order + sorted(set(self._done) - set(order))}
+
+    def abort(self) -> None:
+        for writer in self._open.values():
+            writer.abort()
+        for info in (info for infos in self._done.values() for info in infos):
+            for suffix in (".tar", ".idx", ".cols"):
+                (self.folder / f"{info.stem}{suffix}").unlink(missing_ok=True)
+
+    def grouping(self) -> Grouping:
+        names = list(self._groups)
+        pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
+        return Grouping(
+            by="image",
+            salt_digest="0" * 32,
+            intersections={f"{a}-{b}": len(self._groups[a] & self._groups[b]) for a, b in pairs},
+            how="as given by the caller",
+        )
+
+    def info(self, split: str, view: LabelView, columns: Sequence[str], shards: list[ShardInfo]) -> SplitInfo:
+        labels = np.array(self._labels[split], np.int16)
+        return SplitInfo(
+            samples=len(labels),
+            groups=len(self._groups[split]),
+            class_counts=class_counts(labels, view, columns, self.task),
+            shards=shards,
+        )
+
+
+def class_counts(labels: np.ndarray, view: LabelView, columns: Sequence[str], task: Task) -> dict[str, int]:
+    """Samples of each class of a view (multi-label: positives), from source labels int16[n, L]."""
+    counts = dict.fromkeys(view.classes, 0)
+    for position, name in enumerate(columns):
+        for value, count in zip(*np.unique(labels[:, position], return_counts=True), strict=True):
+            index = view.mapping.get("" if value == BLANK_LABEL else str(int(value)))
+            if task == "multi-label" and index == 1 and name in counts:
+                counts[name] += int(count)
+            elif task == "single-label" and index is not None:
+                counts[view.classes[index]] += int(count)
+    return counts
+
+
+class _Statistics:
+    """Mean and standard deviation per channel over all pixels, on the 0..1 scale."""
+
+    def __init__(self) -> None:
+        self.pixels = 0
+        self.sums: np.ndarray = np.zeros(2)
+
+    def add(self, sample: Sample, channels: int, bits: int) -> None:
+        from shards.decoding import decode  # OpenCV is needed only here
+
+        pixels = decode(sample.image, sample.encoding, channels, sample.height, sample.width, bits)
+        values = pixels.reshape(-1, channels) / float((1 << bits) - 1)
+        self.pixels += len(values)
+        self.sums = self.sums.reshape(2, -1) + np.stack([values.sum(0), (values**2).sum(0)])
+
+    def result(self, channels: int) -> tuple[list[float], list[float]]:
+        if not self.pixels:
+            raise ValueError("mean and std are measured on the training split, which is empty: give them")
+        mean, square = self.sums / self.pixels
+        std = np.sqrt(np.maximum(square - mean**2, 1e-12))
+        return [round(float(x), 8) for x in mean], [round(float(x), 8) for x in std]
