@@ -1,4 +1,4 @@
-"""Decoding one stored image on the CPU, for checking, statistics and contact sheets (training decodes in the loader)."""
+"""Decoding one stored image on the CPU, for checking, statistics and contact sheets; training decodes in the loader."""
 
 import cv2
 import numpy as np

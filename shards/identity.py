@@ -1,4 +1,4 @@
-"""Who is who in a shard set: keys, sample ids and group hashes. All are keyed hashes, so none of them gives a source path away.
+"""Who is who in a shard set: keys, sample ids and group hashes, all hashed so that none gives a source path away.
 
 The format is written down in FORMAT.md ("Names").
 """
@@ -27,7 +27,7 @@ def check_key(key: str) -> str:
     """Return `key` if a shard may hold it; ValueError if it is long, not ASCII, or has a blank, a dot or a slash."""
     if not KEY.fullmatch(key):
         raise ValueError(
-            f"key {key[:100]!r} is not allowed: 1..{MAX_KEY_BYTES} ASCII letters, digits, '_' and '-', not starting with '-'"
+            f"key {key[:100]!r} is not allowed: 1..{MAX_KEY_BYTES} ASCII letters, digits, '_' and '-' (no '-' in front)"
         )
     return key
 

@@ -1,12 +1,14 @@
 """The two indices beside each tar: DALI's text `.idx` and our columns `.cols`. Byte tables are in FORMAT.md.
 
-A `.cols` file is untrusted input: every size is checked against the file's own length before anything is mapped, a digest
-covers the payload, and every offset lies inside the tar, so a damaged file ends in a ValueError of one line.
+A `.cols` file is untrusted input: every size is checked against the file's own length before anything is laid over it, a
+digest covers the payload, and every offset lies inside the tar, so a damaged file ends in a ValueError of one line.
 """
 
+import mmap
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +84,7 @@ class Columns:
     def all_keys(self) -> list[str]:
         """Every key, in stored order."""
         blob, ends = bytes(self.keys), [0, *self.key_ends.tolist()]
-        return [blob[start:end].decode() for start, end in zip(ends, ends[1:], strict=False)]
+        return [blob[start:end].decode() for start, end in pairwise(ends)]
 
     def to_bytes(self) -> bytes:
         """The `.cols` file: header and payload."""
@@ -109,10 +111,11 @@ def read_columns(path: Path, tar_bytes: int | None = None) -> Columns:
         raise ValueError(f"no index {path.name} beside its tar: make it with `python -m shards index {path.parent}`")
     if path.stat().st_size < HEADER.size:
         raise _damaged(path.name, f"has {path.stat().st_size} bytes, a header alone has {HEADER.size}")
-    return parse_columns(memoryview(np.memmap(path, np.uint8, mode="r")), path.name, tar_bytes)
+    with path.open("rb") as file:
+        return parse_columns(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), path.name, tar_bytes)
 
 
-def parse_columns(data: bytes | memoryview, name: str, tar_bytes: int | None = None) -> Columns:
+def parse_columns(data: bytes | mmap.mmap, name: str, tar_bytes: int | None = None) -> Columns:
     """Check the bytes of a `.cols` file and lay arrays over them (no copy). `tar_bytes` bounds the offsets."""
     view = memoryview(data)
     if len(view) < HEADER.size:

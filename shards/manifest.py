@@ -1,4 +1,4 @@
-"""The manifest of a shard set: everything that training and analysis may know of the data. FORMAT.md says it in prose."""
+"""The manifest of a shard set: all that training and analysis may know of the data. FORMAT.md says it in prose."""
 
 import hashlib
 import json
@@ -35,9 +35,9 @@ class _Part(BaseModel):
 class LabelView(_Part):
     """How source labels become classes.
 
-    Single-label: `mapping` takes a source value (as text, "" for blank) to an index of `classes`; a sample whose value is
-    not mapped is left out of the view. Multi-label: `classes` are some of the set's label columns, `mapping` takes a source
-    value to 0 or 1; what is not mapped is ignored (NaN).
+    Single-label: `mapping` takes a source value (as text, "" for blank) to an index of `classes`; a sample whose value
+    is not mapped is left out of the view. Multi-label: `classes` are some of the set's label columns, `mapping` takes a
+    source value to 0 or 1; what is not mapped is ignored (NaN).
     """
 
     classes: Classes
@@ -69,7 +69,7 @@ class ShardInfo(_Part):
 
 
 class SplitInfo(_Part):
-    """One split: samples, groups, samples (or positives) of each class under the default view, shards in stored order."""
+    """One split: samples, groups, samples (or positives) of each class in the default view, shards in stored order."""
 
     samples: Count
     groups: Count
@@ -86,7 +86,7 @@ class SplitInfo(_Part):
 
 
 class Grouping(_Part):
-    """How the splits were kept apart: by what, under which salt, what the pairwise intersections count, and how in words."""
+    """How the splits were kept apart: by what, under which salt, what the pairwise intersections count, and in words."""
 
     by: Text
     salt_digest: Hex32

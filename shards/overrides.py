@@ -12,6 +12,7 @@ from shards.identity import sample_ids
 from shards.manifest import BLANK_LABEL, Manifest
 
 MAX_FILE_BYTES = 1 << 30
+SPLIT_ORDER: list[str] = ["train", "val", "test"]
 
 
 def _read_table(path: str | Path, columns: list[str]) -> tuple[list[dict[str, str]], str]:
@@ -105,7 +106,7 @@ class SplitFile:
         rows, digest = _read_table(path, ["key", "split"])
         ids, order = _ids_in_order(rows, path, manifest.set_id)
         found = {row["split"] for row in rows}
-        names = [name for name in ("train", "val", "test") if name in found]
+        names = [name for name in SPLIT_ORDER if name in found]
         if unknown := sorted(found - set(names)):
             raise ValueError(f"split {unknown[0]!r} in {path} is unknown; known: train, val, test")
         return cls(ids, np.array([names.index(row["split"]) for row in rows], np.uint8)[order], names, digest)

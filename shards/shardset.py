@@ -1,9 +1,10 @@
 """Reading a shard set: splits, their columns, and encoded images straight from memory-mapped tars.
 
-A *position* numbers the samples of a split in stored order, 0..n-1, under the view in force: views, label files and split
-files select and relabel at load time, without rewriting a tar.
+A *position* numbers the samples of a split in stored order, 0..n-1, under the view in force: views, label files and
+split files select and relabel at load time, without rewriting a tar.
 """
 
+import hashlib
 import mmap
 import threading
 from collections import OrderedDict
@@ -118,7 +119,7 @@ class Split:
     def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Shard number and row in that shard's index for positions int64[n]; ValueError outside 0..num_samples-1."""
         positions = np.asarray(positions, np.int64).reshape(-1)
-        if len(positions) and not (0 <= positions.min() and positions.max() < self.num_samples):
+        if len(positions) and not (positions.min() >= 0 and positions.max() < self.num_samples):
             raise ValueError(f"a position is outside 0..{self.num_samples - 1} of split {self.name!r}")
         shards = np.searchsorted(self._ends, positions, side="right")
         rows = positions - (self._ends[shards] - self.shard_sizes[shards]) if len(positions) else positions.copy()
@@ -250,7 +251,11 @@ class ShardSet:
         """A hash of all that decides which samples stand where: the manifest, the view and the files in force."""
         parts = [self.manifest.digest, self.view_name]
         parts += [file.digest for file in (self._label_file, self._split_file) if file is not None]
-        return parts[0] if len(parts) == 2 and view_is_default(self) else xxhash.xxh3_128_hexdigest("/".join(parts))
+        return (
+            parts[0]
+            if len(parts) == 2 and view_is_default(self)
+            else hashlib.sha256("/".join(parts).encode()).hexdigest()
+        )
 
     def split(self, name: str) -> Split:
         """One split; ValueError naming the splits that exist."""

@@ -47,8 +47,8 @@ class Sample:
 class ShardWriter:
     """Writes `SPLIT-000000.tar` with its `.idx` and `.cols`; a context manager.
 
-    All three are written aside and renamed on `close`; an exception inside the `with` leaves nothing behind. `info` holds
-    the ShardInfo afterwards.
+    All three are written aside and renamed on `close`; an exception inside the `with` leaves nothing behind. `info`
+    holds the ShardInfo afterwards.
     """
 
     def __init__(self, folder: str | Path, split: str, shard_index: int, set_id: str, *, task: Task = "single-label"):
