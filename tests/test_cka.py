@@ -1,0 +1,161 @@
+"""CKA: reference numbers, invariances, and that every way of computing one number gives that number."""
+
+import numpy as np
+import pytest
+
+from analysis.opinions import cca_r2, ceiling, image_halves, null_level, procrustes
+from analysis.similarity import (
+    batches_of,
+    cka_of_hsic,
+    hsic_in_features,
+    hsic_in_tiles,
+    hsic_of_grams,
+    hsic_of_layers,
+    keyed_order,
+    linear_gram,
+    minibatch_hsic,
+    rbf_gram,
+)
+
+
+@pytest.fixture(scope="module")
+def reference() -> tuple[np.ndarray, np.ndarray]:
+    state = np.random.RandomState(1337)
+    first = state.randn(100, 10)
+    return first, state.randn(100, 10) + first
+
+
+@pytest.fixture(scope="module")
+def layers() -> list[np.ndarray]:
+    generator = np.random.default_rng(5)
+    first = generator.normal(size=(150, 12)).astype(np.float32) + 3
+    return [first, first @ generator.normal(size=(12, 30)).astype(np.float32), generator.normal(size=(150, 7)) - 8]
+
+
+def cka(grams: list[np.ndarray], *, biased: bool) -> float:
+    return float(cka_of_hsic(hsic_of_grams(np.stack(grams), biased=biased))[0, 1])
+
+
+def song_hsic(k: np.ndarray, other: np.ndarray) -> float:
+    """Equation 5 of Song et al. (2012), written out."""
+    n = len(k)
+    k, other = k - np.diag(np.diag(k)), other - np.diag(np.diag(other))
+    middle = k.sum() * other.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (k @ other).sum()
+    return float((np.trace(k @ other) + middle) / (n * (n - 3)))
+
+
+def test_reference_numbers_of_kornblith(reference):
+    grams = [linear_gram(side) for side in reference]
+    assert cka(grams, biased=True) == pytest.approx(0.55761, abs=5e-6)
+    assert cka(grams, biased=False) == pytest.approx(0.51346, abs=5e-6)
+    assert cka([rbf_gram(side, 0.5) for side in reference], biased=True) == pytest.approx(0.65483, abs=5e-6)
+    assert cca_r2(*reference, centre=False) == pytest.approx(0.54312, abs=5e-6)
+
+
+def test_hsic_is_equation_5_of_song(reference):
+    grams = [side @ side.T for side in reference]
+    hsic = hsic_of_grams(np.stack(grams))
+    assert hsic[0, 1] == pytest.approx(song_hsic(*grams), rel=1e-10)
+    assert hsic[0, 0] == pytest.approx(song_hsic(grams[0], grams[0]), rel=1e-10)
+
+
+def test_grams_tiles_and_feature_space_agree(layers):
+    whole = hsic_of_grams(np.stack([linear_gram(layer) for layer in layers]))
+    np.testing.assert_allclose(hsic_in_features(layers, rows=64), whole, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(hsic_in_tiles(layers, tile_bytes=8 * 150 * 3 * 37), whole, rtol=1e-9, atol=1e-9)
+
+
+def test_cheaper_way_is_taken(layers):
+    generator = np.random.default_rng(0)
+    assert hsic_of_layers([generator.normal(size=(300, 4)), generator.normal(size=(300, 5))])[1] == "features"
+    assert hsic_of_layers([generator.normal(size=(30, 400)), generator.normal(size=(30, 500))])[1] == "grams"
+
+
+def test_orthogonal_maps_scalings_and_shifts_leave_cka_at_one(layers):
+    rotation = np.linalg.qr(np.random.default_rng(1).normal(size=(12, 12)))[0]
+    moved = [layers[0], layers[0] @ rotation, 17.5 * layers[0], layers[0] + 40]
+    np.testing.assert_allclose(cka_of_hsic(hsic_in_features(moved)), 1, atol=1e-5)
+    assert procrustes(layers[0], layers[0] @ rotation * 3) == pytest.approx(1, abs=1e-5)
+    assert cca_r2(layers[0], layers[0] @ np.diag(np.arange(1, 13))) == pytest.approx(1, abs=1e-5)
+
+
+def test_unrelated_features_are_near_zero_only_without_the_bias():
+    generator = np.random.default_rng(3)
+    pair = [linear_gram(generator.normal(size=(549, 384))) for _ in range(2)]
+    assert abs(cka(pair, biased=False)) < 0.02
+    assert cka(pair, biased=True) > 0.4
+
+
+def test_shuffled_pairing_is_near_zero_and_its_spread_is_known(reference):
+    level = null_level(*reference, shuffles=200)
+    n = 100
+    assert abs(level["mean"]) < 0.01
+    assert level["std"] == pytest.approx(np.sqrt(2 / (n * (n - 1))), rel=0.25)  # exact to first order: rows sum to zero
+    assert level["largest"] < 0.1
+
+
+def test_order_of_images_changes_nothing(layers):
+    ids = np.random.default_rng(2).integers(0, 2**63, 150)
+    shuffle = np.random.default_rng(4).permutation(150)
+    moved = [np.ascontiguousarray(layer[shuffle]) for layer in layers]
+    plain = minibatch_hsic(layers, ids, batch=16, seed=9)
+    np.testing.assert_array_equal(minibatch_hsic(moved, ids[shuffle], batch=16, seed=9), plain)
+    whole = [cka_of_hsic(hsic_in_features(side)) for side in (layers, moved)]
+    np.testing.assert_allclose(whole[0], whole[1], atol=1e-9)
+    assert not np.array_equal(keyed_order(ids, 0), keyed_order(ids, 1))
+
+
+def test_minibatch_sums_before_it_divides():
+    """Class-sorted data: averaged ratios of its batches miss what the whole set shows; sums over keyed batches do not."""
+    generator = np.random.default_rng(8)
+    labels = np.repeat(np.arange(8), 64)
+    centres = generator.normal(size=(8, 20)) * 6
+    layers = [centres[labels] + generator.normal(size=(512, 20)) for _ in range(2)]
+    whole = cka_of_hsic(hsic_in_features(layers))[0, 1]
+    batched = cka_of_hsic(minibatch_hsic(layers, np.arange(512), batch=64))[0, 1]
+    sorted_batches = [
+        cka([linear_gram(layer[i : i + 64]) for layer in layers], biased=False) for i in range(0, 512, 64)
+    ]
+    assert whole > 0.9
+    assert batched == pytest.approx(whole, abs=0.01)
+    assert np.mean(sorted_batches) < 0.3
+
+
+def test_batches_have_no_short_tail():
+    sizes = [len(part) for part in batches_of(np.arange(130), batch=64, seed=0)]
+    assert sizes == [44, 43, 43]
+    assert [len(part) for part in batches_of(np.arange(10), batch=64, seed=0)] == [10]
+    assert [len(part) for part in batches_of(np.arange(5), batch=4, seed=0)] == [5]
+    with pytest.raises(ValueError, match="batch of 3 is too small"):
+        batches_of(np.arange(10), batch=3, seed=0)
+    with pytest.raises(ValueError, match=r"at least 4 images, got 2: raise --limit"):
+        batches_of(np.arange(2), batch=8, seed=0)
+
+
+def test_ill_posed_input_is_named_or_nan(layers):
+    assert np.isnan(cka_of_hsic(hsic_of_grams(np.stack([np.zeros((8, 8)), linear_gram(layers[0][:8])])))[0]).all()
+    with pytest.raises(ValueError, match="same images"):
+        hsic_in_features([layers[0], layers[1][:20]])
+    with pytest.raises(ValueError, match="at least 4 images, got 3"):
+        hsic_of_grams(np.zeros((2, 3, 3)))
+    assert np.isnan(cca_r2(layers[0][:10], layers[1][:10]))
+
+
+def test_procrustes_with_more_features_than_images():
+    generator = np.random.default_rng(6)
+    wide, narrow = generator.normal(size=(20, 50)), generator.normal(size=(20, 6))
+    centred = [side - side.mean(0) for side in (wide, narrow)]
+    nuclear = np.linalg.svd(centred[0].T @ centred[1], compute_uv=False).sum()
+    expected = nuclear / np.linalg.norm(centred[0]) / np.linalg.norm(centred[1])
+    assert procrustes(wide, narrow) == pytest.approx(expected, rel=1e-9)
+
+
+def test_ceiling_and_halves_frame_a_value(layers):
+    generator = np.random.default_rng(7)
+    signal = generator.normal(size=(400, 5)) @ generator.normal(size=(5, 60))
+    noisy = signal + 0.1 * generator.normal(size=signal.shape)
+    assert ceiling(noisy) > 0.75
+    assert ceiling(generator.normal(size=(400, 60))) < 0.1
+    assert np.isnan(ceiling(noisy[:, :1]))
+    first, second = image_halves(signal, noisy)
+    assert first == pytest.approx(second, abs=0.02)
