@@ -1,0 +1,192 @@
+"""Features of a model's layers: hooks that remove themselves, pooling, and one pass over a loader for all layers.
+
+Legend: b batch, n samples, c channels, t tokens, d features.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from train.layers import InputOf
+
+Tap = nn.Module | InputOf
+How = Literal["auto", "cls", "mean", "both"]
+HOWS = ("auto", "cls", "mean", "both")
+
+
+class Layout(NamedTuple):
+    """How to read a model's activations."""
+
+    channels_last: bool = False  # maps are [b, h, w, c], as Swin's
+    prefix_tokens: int = 0  # class, register and distillation tokens before the patches
+    has_cls: bool = False
+    patches: int | None = None  # tokens without the prefix, where the model knows
+
+
+_PLAIN = Layout()
+
+
+@dataclass(frozen=True)
+class Features:
+    """Pooled activations of n samples in the loader's order."""
+
+    arrays: dict[str, np.ndarray]  # name -> float32[n, d]
+    labels: np.ndarray  # int64[n], or float32[n, classes] with NaN for ignored labels
+    sample_ids: np.ndarray  # uint64[n]
+
+    @property
+    def num_samples(self) -> int:
+        """How many samples there are."""
+        return len(self.sample_ids)
+
+
+@contextmanager
+def tapped(model: nn.Module, taps: Mapping[str, Tap]) -> Iterator[dict[str, Tensor]]:
+    """Within the block each forward pass of `model` fills the dict: tap name -> that module's output.
+
+    A module called twice leaves its last output; of a tuple or list the first tensor counts. Hooks are gone afterwards,
+    whatever happens inside.
+    """
+    outputs: dict[str, Tensor] = {}
+    del model  # the hooks sit on its modules
+    with ExitStack() as stack:
+        for name, tap in taps.items():
+            stack.callback(_attach(name, tap, outputs))
+        yield outputs
+
+
+def layout_of(model: nn.Module) -> Layout:
+    """What timm says of a model's activations."""
+    embed = getattr(model, "patch_embed", None)
+    patches = getattr(embed, "num_patches", None)
+    prefix = int(getattr(model, "num_prefix_tokens", 0) or 0)
+    has_cls = prefix > 0 and getattr(model, "has_class_token", True)
+    has_cls = bool(has_cls) or isinstance(getattr(model, "cls_token", None), Tensor)
+    return Layout(
+        channels_last=str(getattr(model, "output_fmt", "NCHW")) == "NHWC",
+        prefix_tokens=prefix or int(has_cls),
+        has_cls=has_cls,
+        patches=int(patches) if isinstance(patches, int) else None,
+    )
+
+
+def pool(tensor: Tensor, how: How = "auto", layout: Layout = _PLAIN) -> Tensor:
+    """One vector an image: [b, …] -> [b, d].
+
+    Maps [b, c, h, w] (or [b, h, w, c]) give their spatial mean; vectors stay. Tokens [b, t, d] give the class token
+    ("cls"), the mean of the patch tokens ("mean") or both side by side ("both"); "auto" is cls where there is one,
+    else mean.
+
+    Raises ValueError for an unknown `how`, or another number of dimensions.
+    """
+    if how not in HOWS:
+        raise ValueError(f"unknown pooling {how!r}; known: {', '.join(HOWS)}")
+    if tensor.ndim == 2:
+        return tensor
+    if tensor.ndim == 4:
+        return tensor.mean(dim=(1, 2) if layout.channels_last else (2, 3))
+    if tensor.ndim != 3:
+        raise ValueError(f"cannot pool activations of shape {tuple(tensor.shape)}: 2, 3 or 4 dimensions are known")
+    tokens = tensor.shape[1]
+    prefix = 0 if tokens == layout.patches else min(layout.prefix_tokens, tokens)
+    patch_mean = tensor[:, prefix:].mean(dim=1) if tokens > prefix else tensor[:, 0]
+    if prefix == 0 or not layout.has_cls or how == "mean":
+        return patch_mean
+    return torch.cat([tensor[:, 0], patch_mean], dim=1) if how == "both" else tensor[:, 0]
+
+
+def extract(
+    model: nn.Module,
+    loader: Iterable[Any],
+    taps: Mapping[str, Tap],
+    pool: How | Callable[[Tensor], Tensor] = "auto",
+    device: torch.device | str = "cpu",
+    limit: int | None = None,
+) -> Features:
+    """Pooled outputs of all taps in one pass over a loader of (images, labels, sample_ids, valid).
+
+    The model runs in evaluation mode on `device` without gradients; its modules' modes come back afterwards. Masked
+    samples are dropped; `limit` stops after that many samples (an endless loader needs it).
+
+    Raises ValueError where the loader gives no sample, or a tap was never called.
+    """
+    layout, how = layout_of(model), pool
+    pooled = how if callable(how) else lambda tensor: _pool(tensor, how, layout)
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in taps}
+    labels: list[np.ndarray] = []
+    ids: list[np.ndarray] = []
+    seen = 0
+    with evaluating(model), tapped(model, taps) as outputs, torch.inference_mode():
+        for batch_images, batch_labels, batch_ids, valid in loader:
+            keep = _kept(valid, None if limit is None else limit - seen)
+            outputs.clear()
+            model(batch_images.to(device))
+            _refuse_silent(taps, outputs)
+            for name in taps:
+                parts[name].append(pooled(outputs[name]).float().cpu().numpy()[keep])
+            labels.append(np.asarray(batch_labels.cpu())[keep])
+            ids.append(np.asarray(batch_ids.cpu())[keep].view(np.uint64))
+            seen += int(keep.sum())
+            if limit is not None and seen >= limit:
+                break
+    if not seen:
+        raise ValueError("no valid sample came out of the loader: is the split empty?")
+    arrays = {name: np.concatenate(blocks) for name, blocks in parts.items()}
+    return Features(arrays, np.concatenate(labels), np.concatenate(ids))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode within the block; every module's own mode comes back, also where part of a model was frozen."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+_pool = pool
+
+
+def _attach(name: str, tap: Tap, outputs: dict[str, Tensor]) -> Callable[[], None]:
+    def after(module: nn.Module, inputs: tuple, output: object) -> None:
+        outputs[name] = first_tensor(output)
+
+    def before(module: nn.Module, inputs: tuple) -> None:
+        outputs[name] = first_tensor(inputs)
+
+    if isinstance(tap, InputOf):
+        return tap.module.register_forward_pre_hook(before).remove
+    return tap.register_forward_hook(after).remove
+
+
+def first_tensor(value: object) -> Tensor:
+    """The tensor itself, or the first one in a tuple, list or dict (crossed branches, tokens with their size)."""
+    if isinstance(value, Tensor):
+        return value
+    inner = value.values() if isinstance(value, dict) else value
+    if isinstance(inner, Iterable):
+        for item in inner:
+            if isinstance(item, Tensor | tuple | list | dict):
+                return first_tensor(item)
+    raise ValueError(f"a tapped module gave {type(value).__name__} without a tensor in it: choose another layer")
+
+
+def _kept(valid: Tensor, room: int | None) -> np.ndarray:
+    keep = np.array(valid.cpu(), dtype=bool)
+    if room is not None:
+        keep &= np.cumsum(keep) <= room
+    return keep
+
+
+def _refuse_silent(taps: Mapping[str, Tap], outputs: dict[str, Tensor]) -> None:
+    silent = [name for name in taps if name not in outputs]
+    if silent:
+        raise ValueError(f"the forward pass never called {', '.join(silent)}: leave these layers out")

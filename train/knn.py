@@ -1,0 +1,113 @@
+"""Exact weighted k-nearest-neighbour classification by cosine similarity (Wu et al. 2018; Caron et al. 2021).
+
+A query's class probabilities are the labels of its k nearest bank samples, weighted with exp(similarity / T) and
+normalised. They are probabilities already: nothing passes through a softmax again.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+_MAX_SIMILARITIES = 1 << 26  # held at once: 512 MB in float64
+
+
+def knn_probabilities(
+    bank: ArrayLike | Tensor,
+    bank_labels: ArrayLike | Tensor,
+    queries: ArrayLike | Tensor,
+    *,
+    num_classes: int,
+    k: int = 200,
+    temperature: float = 0.1,
+    multi_label: bool = False,
+    exclude_self: bool = False,
+    block: int = 1024,
+) -> np.ndarray:
+    """Class probabilities float64[m, C] of m queries from n bank samples.
+
+    `bank` [n, d] and `queries` [m, d] are features of any float type; similarities are taken in float64.
+    `bank_labels` are int [n] in 0..C-1, or with `multi_label` float [n, C] of 0 and 1 with NaN for labels to ignore
+    (NaN comes out where all neighbours' labels are ignored). A smaller bank lowers `k`. Equal similarities at the
+    k-th place go to the lower bank row. `exclude_self` is leave-one-out: queries are the bank, row by row, and a row
+    is not its own neighbour. At most `block` queries are compared at once (fewer where the bank is large: 2^26
+    similarities at most).
+
+    Raises ValueError for an empty bank, other widths, or labels outside the classes.
+    """
+    bank_nd, query_md = _unit(bank), _unit(queries)
+    n = len(bank_nd)
+    targets = _targets(bank_labels, n, num_classes, multi_label)
+    _check(bank_nd, query_md, k, temperature, exclude_self)
+    k = min(k, n - exclude_self)
+    rows = max(1, min(block, _MAX_SIMILARITIES // n))
+    found = [
+        _block(bank_nd, targets, query_md[first : first + rows], first if exclude_self else None, k, temperature)
+        for first in range(0, len(query_md), rows)
+    ]
+    return torch.cat(found).numpy() if found else np.empty((0, num_classes))
+
+
+def _block(bank: Tensor, targets: Tensor, queries: Tensor, own: int | None, k: int, temperature: float) -> Tensor:
+    """Probabilities of one block of queries; `own`, for leave-one-out, is the bank row of its first query."""
+    similarity = queries @ bank.T
+    if own is not None:
+        rows = torch.arange(len(queries))
+        similarity[rows, rows + own] = -torch.inf
+    values, index = _nearest(similarity, k)
+    weights = torch.exp((values - values[:, :1]) / temperature)[..., None]  # the largest is 1: no overflow at small T
+    labels = targets[index]
+    known = ~torch.isnan(labels)
+    return (weights * labels.nan_to_num()).sum(1) / (weights * known).sum(1)
+
+
+def _nearest(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row and where they are; ties at the k-th place go to the lower index."""
+    values, index = similarity.topk(k, dim=1)
+    threshold = values[:, -1:]
+    for row in ((similarity >= threshold).sum(1) > k).nonzero().flatten().tolist():
+        above = (similarity[row] > threshold[row]).nonzero().flatten()
+        equal = (similarity[row] == threshold[row]).nonzero().flatten()[: k - len(above)]
+        chosen = torch.cat([above, equal])
+        index[row] = chosen[similarity[row, chosen].argsort(descending=True, stable=True)]
+    return similarity.gather(1, index), index
+
+
+def _unit(features: ArrayLike | Tensor) -> Tensor:
+    """Rows of length 1 in float64; a zero row stays zero, and is as far from everything as a right angle."""
+    array = features.detach().cpu() if isinstance(features, Tensor) else torch.from_numpy(np.array(features))
+    rows = array.double()
+    if rows.ndim != 2:
+        raise ValueError(f"features must be [samples, width], got shape {tuple(rows.shape)}")
+    length = rows.norm(dim=1, keepdim=True)
+    return rows / torch.where(length == 0, 1.0, length)
+
+
+def _targets(labels: ArrayLike | Tensor, n: int, num_classes: int, multi_label: bool) -> Tensor:
+    """Labels as float64[n, C]."""
+    array = labels.detach().cpu() if isinstance(labels, Tensor) else torch.from_numpy(np.array(labels))
+    expected = (n, num_classes) if multi_label else (n,)
+    if tuple(array.shape) != expected:
+        raise ValueError(f"bank labels must have shape {expected}, got {tuple(array.shape)}")
+    if multi_label:
+        return array.double()
+    if n and not 0 <= int(array.min()) <= int(array.max()) < num_classes:
+        raise ValueError(f"bank labels must be in 0..{num_classes - 1}, got {int(array.min())}..{int(array.max())}")
+    return torch.nn.functional.one_hot(array.long(), num_classes).double()
+
+
+def _check(bank: Tensor, queries: Tensor, k: int, temperature: float, exclude_self: bool) -> None:
+    if len(bank) <= exclude_self:
+        raise ValueError(f"the bank holds {len(bank)} samples: k-NN needs at least {1 + exclude_self}")
+    if bank.shape[1] != queries.shape[1]:
+        raise ValueError(
+            f"bank features are {bank.shape[1]} wide, query features {queries.shape[1]}: other layers or models?"
+        )
+    if k < 1 or temperature <= 0:
+        raise ValueError(f"k must be at least 1 and temperature above 0, got k={k}, temperature={temperature}")
+    if exclude_self and len(bank) != len(queries):
+        raise ValueError(
+            f"exclude_self compares the bank with itself, got {len(queries)} queries for {len(bank)} samples"
+        )
+    if not (torch.isfinite(bank).all() and torch.isfinite(queries).all()):
+        raise ValueError("features hold NaN or infinite values: the model they come from has diverged")
