@@ -35,3 +35,19 @@ def decode(
     if image.dtype != dtype:
         raise ValueError(f"decodes to {image.dtype}, the manifest says {bits} bits")
     return image[:, :, None] if channels == 1 else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def probe(data: bytes | memoryview) -> tuple[int, int, int, int]:
+    """Height, width, channels (1 or 3) and bits (8 or 16) of an encoded image, as it is stored.
+
+    Raises:
+        ValueError: the bytes do not decode.
+    """
+    flags = cv2.IMREAD_IGNORE_ORIENTATION | cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if len(data) else None
+    except cv2.error as error:
+        raise ValueError(f"does not decode ({' '.join(str(error).split())[:200]})") from None
+    if image is None or image.dtype not in (np.uint8, np.uint16):
+        raise ValueError("does not decode")
+    return image.shape[0], image.shape[1], 1 if image.ndim == 2 else 3, 8 * image.dtype.itemsize

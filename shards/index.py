@@ -1,6 +1,6 @@
 """The two indices beside each tar: DALI's text `.idx` and our columns `.cols`. Byte tables are in FORMAT.md.
 
-A `.cols` file is untrusted input: every size is checked against the file's own length before anything is laid over it, a
+A `.cols` file is untrusted input: every size is checked against the file's own length before arrays are laid over it, a
 digest covers the payload, and every offset lies inside the tar, so a damaged file ends in a ValueError of one line.
 """
 

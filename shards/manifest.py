@@ -86,7 +86,7 @@ class SplitInfo(_Part):
 
 
 class Grouping(_Part):
-    """How the splits were kept apart: by what, under which salt, what the pairwise intersections count, and in words."""
+    """How the splits were kept apart: by what, under which salt, how large the pairwise intersections are, in words."""
 
     by: Text
     salt_digest: Hex32
@@ -117,6 +117,7 @@ class Manifest(_Part):
     format: Literal["medshard-1"] = "medshard-1"
     name: Name
     set_id: Hex32
+    merged_set_ids: Annotated[list[Hex32], Field(max_length=1000)] = []
     phantom: bool = False
     task: Task
     label_columns: Classes
@@ -163,6 +164,11 @@ class Manifest(_Part):
             raise ValueError(f"view {name!r} maps to an index above {top}")
         if self.task == "multi-label" and not set(view.classes) <= set(self.label_columns):
             raise ValueError(f"view {name!r} names classes that are no label column")
+
+    @property
+    def set_ids(self) -> list[str]:
+        """The set ids under which samples got theirs: this set's, or those of the sets that were merged into it."""
+        return self.merged_set_ids or [self.set_id]
 
     @classmethod
     def read(cls, path: str | Path) -> "Manifest":

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -36,15 +37,19 @@ def _read_table(path: str | Path, columns: list[str]) -> tuple[list[dict[str, st
     return rows, hashlib.sha256(data).hexdigest()
 
 
-def _ids_in_order(rows: list[dict[str, str]], path: str | Path, set_id: str) -> tuple[np.ndarray, np.ndarray]:
+def _ids_in_order(
+    rows: list[dict[str, str]], path: str | Path, set_ids: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted sample ids of all rows, and the row of each. In a merged set a key has an id under every part's set id."""
     if not rows:
         raise ValueError(f"{path} names no sample")
-    ids = sample_ids(set_id, [row["key"] for row in rows])
+    keys = [row["key"] for row in rows]
+    ids = np.concatenate([sample_ids(set_id, keys) for set_id in set_ids])
     order = np.argsort(ids, kind="stable")
     twice = np.flatnonzero(ids[order][1:] == ids[order][:-1])
     if len(twice):
-        raise ValueError(f"{path} names the key {rows[int(order[twice[0]])]['key']!r} twice")
-    return ids[order], order
+        raise ValueError(f"{path} names the key {keys[int(order[twice[0]]) % len(keys)]!r} twice")
+    return ids[order], order % len(keys)
 
 
 def _find(ids: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -65,7 +70,7 @@ class LabelFile:
     def read(cls, path: str | Path, manifest: Manifest) -> Self:
         """Read a csv with `key` and every label column of the set; an empty field is blank."""
         rows, digest = _read_table(path, ["key", *manifest.label_columns])
-        ids, order = _ids_in_order(rows, path, manifest.set_id)
+        ids, order = _ids_in_order(rows, path, manifest.set_ids)
         values = [[_number(row[name], row["key"], path) for name in manifest.label_columns] for row in rows]
         return cls(ids, np.array(values, np.int16)[order], digest)
 
@@ -104,7 +109,7 @@ class SplitFile:
     def read(cls, path: str | Path, manifest: Manifest) -> Self:
         """Read a csv with the columns `key` and `split`."""
         rows, digest = _read_table(path, ["key", "split"])
-        ids, order = _ids_in_order(rows, path, manifest.set_id)
+        ids, order = _ids_in_order(rows, path, manifest.set_ids)
         found = {row["split"] for row in rows}
         names = [name for name in SPLIT_ORDER if name in found]
         if unknown := sorted(found - set(names)):

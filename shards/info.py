@@ -1,0 +1,57 @@
+"""What a shard set says of itself.
+
+python -m shards info data/shards/DDSM [--json]
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from shards.manifest import Manifest
+
+
+def describe(manifest: Manifest) -> str:
+    """A manifest as text that fits a screen."""
+    phantom = "  PHANTOM: synthetic images, no medical meaning" if manifest.phantom else ""
+    depth = f"{manifest.channels} channel{'s' * (manifest.channels > 1)}, {manifest.bits} bit, {manifest.encoding}"
+    numbers = [f"{value:.4f}" for value in (*manifest.mean, *manifest.std)]
+    lines = [
+        f"{manifest.name}  ({manifest.format}, digest {manifest.digest[:16]}){phantom}",
+        f"task       {manifest.task}, {len(manifest.classes)} classes: {_shorten(', '.join(manifest.classes))}",
+        f"views      {', '.join(f'{name}*' if name == manifest.label_view else name for name in manifest.views)}",
+        f"images     {depth}",
+        f"mean, std  {' '.join(numbers[: manifest.channels])}, {' '.join(numbers[manifest.channels :])}",
+        f"metric     {manifest.target_metric}; k of k-NN {manifest.knn_k}",
+        f"{'split':10} {'samples':>9} {'groups':>9} {'shards':>7} {'MB':>9}  classes",
+    ]
+    for name, split in manifest.splits.items():
+        megabytes = sum(shard.bytes for shard in split.shards) / 1e6
+        counts = _shorten(" ".join(str(count) for count in split.class_counts.values()), 60)
+        lines.append(f"{name:10} {split.samples:9} {split.groups:9} {len(split.shards):7} {megabytes:9.1f}  {counts}")
+    shared = ", ".join(f"{pair} {count}" for pair, count in manifest.grouping.intersections.items()) or "not counted"
+    lines.append(f"apart      by {manifest.grouping.by}; shared groups: {shared}")
+    lines.append(f"left out   {len(manifest.left_out)} samples")
+    if manifest.source.dataset:
+        lines.append(f"source     {manifest.source.dataset}, {manifest.source.licence or 'licence unknown'}")
+    return "\n".join(lines + [f"warning    {warning}" for warning in manifest.warnings])
+
+
+def _shorten(text: str, most: int = 90) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line of `python -m shards info`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m shards info",
+        description="Show what a shard set says of itself (its manifest; no tar is opened).",
+        epilog="example: python -m shards info data/shards/DDSM",
+    )
+    parser.add_argument("folder", type=Path, help="a shard set, or its manifest.json")
+    parser.add_argument("--json", action="store_true", help="print the whole manifest as JSON")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    options = parser.parse_args(argv)
+    manifest = Manifest.read(options.folder)
+    print(json.dumps(manifest.model_dump(), indent=1, ensure_ascii=False) if options.json else describe(manifest))
+    return 0
