@@ -120,3 +120,55 @@ run_tests() {
     "$venv/bin/mypy" || die "mypy: types do not fit"
     exec "$venv/bin/python" -m pytest -m "not slow"
 }
+
+# One line a step of the demo: what is done, or that it was done before.
+step() {
+    local title=$1 product=$2
+    shift 2
+    if [[ -e $product ]]; then
+        say "✓ $title: done before (${product#"$root"/})"
+        return
+    fi
+    say "→ $title"
+    "$@"
+}
+
+demo_training() {
+    local name=$1 start=$2
+    shift 2
+    # A training that was interrupted goes on where it stopped.
+    if [[ -e $root/runs/$name/config.json ]]; then
+        train --resume "$root/runs/$name"
+    else
+        train --shards "$shards" --model tf_efficientnet_lite0 --start "$start" --out "$root/runs" --name "$name" \
+            --image-size 160 --epochs 8 --global-batch 16 --lr 5e-4 --seed 1 --threads "$(nproc)" "$@"
+    fi
+}
+
+demo() {
+    local raw=$root/data/raw/phantom-DDSM shards=$root/data/shards/phantom-DDSM weights=$root/data/weights/lite0.safetensors
+    local python=$venv/bin/python name
+    say "The demo's images are phantoms: drawn textures, not patients. Its numbers say nothing about medicine."
+    step "draw 300 phantoms" "$raw/PHANTOM.txt" "$python" "$root/prep/phantoms.py" --dataset DDSM --out "$raw" --num-images 300
+    step "make shards" "$shards/manifest.json" "$python" "$root/prep/make_shards.py" --dataset DDSM --raw "$raw" --out "$shards" --salt "$raw/salt"
+    step "ImageNet weights" "$weights" "$python" "$root/train/lite0.py" "$weights"
+    step "train from ImageNet weights (WT)" "$root/runs/demo-wt/results.json" demo_training demo-wt wt --weights "$weights"
+    step "train from a random start (RI)" "$root/runs/demo-ri/results.json" demo_training demo-ri ri
+    for name in demo-wt demo-ri; do
+        for analysis in knn cka l2; do
+            step "$analysis of $name" "$root/runs/$name/analysis/$analysis.json" "$python" "$root/analysis/$analysis.py" "$root/runs/$name"
+        done
+    done
+    "$python" "$root/analysis/report.py" "$root/runs/demo-wt" "$root/runs/demo-ri" --out "$root/runs/demo-report.html"
+}
+
+command=${1:-help}
+(($#)) && shift
+case $command in
+    demo) setup && demo ;;
+    test) setup && run_tests "$@" ;;
+    train) setup && train "$@" ;;
+    setup) setup ;;
+    -h | --help | help) usage ;;
+    *) die "unknown command '$command': known are demo, test, train, setup (./launch.sh help)" ;;
+esac
