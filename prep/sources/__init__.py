@@ -1,0 +1,20 @@
+"""The known raw datasets: one small file each, listed here."""
+
+import difflib
+
+from prep.records import RawDataset
+from prep.sources.aptos2019 import APTOS2019
+from prep.sources.ddsm import DDSM
+from prep.sources.idrid import IDRID
+
+DATASETS: dict[str, RawDataset] = {dataset.name: dataset for dataset in (APTOS2019, DDSM, IDRID)}
+
+
+def find_dataset(name: str) -> RawDataset:
+    """The dataset of that name; ValueError with the nearest and all known names otherwise."""
+    if name in DATASETS:
+        return DATASETS[name]
+    folded = {known.lower(): known for known in DATASETS}
+    near = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.5)
+    hint = f"did you mean {folded[near[0]]}? " if near else ""
+    raise ValueError(f"unknown dataset {name!r}: {hint}known: {', '.join(DATASETS)}")

@@ -1,0 +1,59 @@
+"""What a conversion would do, without writing anything."""
+
+import time
+from collections import Counter
+from pathlib import Path
+
+from prep.images import UndecodableImage, prepare, read_file
+from prep.planning import ConvertOptions, make_plan, shard_samples
+from prep.records import RawDataset, Record
+from shards.identity import SALT_BYTES
+
+TRIALS = 8  # images converted to estimate size and time
+
+
+def dry_run(dataset: RawDataset, root: Path, out: Path, options: ConvertOptions) -> str:
+    """A few lines: counts, classes, splits, expected size and time. Nothing is written."""
+    plan = make_plan(dataset, root, options, bytes(SALT_BYTES))
+    view = dataset.views[dataset.default_view]
+    lines = [f"{dataset.name}{' (phantoms)' if plan.phantom else ''}: {root} -> {out}, {dataset.task}, nothing written"]
+    for split, part in plan.parts.items():
+        records = [record for _, record in part]
+        counts = ", ".join(f"{name} {count}" for name, count in _class_counts(dataset, records).items())
+        groups = len({record.group for record in records})
+        shards = -(-len(part) // shard_samples(len(part), options.shard_samples))
+        lines.append(f"  {split:5} {len(part):7} images {groups:7} groups in {shards} shards: {counts}")
+    lines.append(f"  {dataset.default_view}: {', '.join(view.classes)}; groups shared: {plan.grouping.intersections}")
+    everything = [record for part in plan.parts.values() for _, record in part]
+    lines.append(_estimate(everything, options))
+    return "\n".join([*lines, *(f"  note: {warning}" for warning in plan.warnings)])
+
+
+def _class_counts(dataset: RawDataset, records: list[Record]) -> dict[str, int]:
+    view = dataset.views[dataset.default_view]
+    counts: Counter[str] = Counter()
+    for record in records:
+        for column, label in zip(dataset.label_columns, record.labels, strict=True):
+            index = view.mapping.get("" if label is None else str(label))
+            if dataset.task == "single-label" and index is not None:
+                counts[view.classes[index]] += 1
+            elif dataset.task == "multi-label" and index == 1:
+                counts[column] += 1
+    return {name: counts[name] for name in view.classes}
+
+
+def _estimate(records: list[Record], options: ConvertOptions) -> str:
+    """Convert a few images spread over the set, and multiply."""
+    trial = records[:: max(len(records) // TRIALS, 1)][:TRIALS]
+    start, size, failed = time.perf_counter(), 0, 0
+    for record in trial:
+        try:
+            size += len(prepare(read_file(record.path), options.pixels)[1])
+        except UndecodableImage:
+            failed += 1
+    seconds = (time.perf_counter() - start) / len(trial) * len(records) / options.workers
+    total = size / max(len(trial) - failed, 1) * len(records)
+    bad = f"; {failed} of {len(trial)} tried do not decode" if failed else ""
+    return (
+        f"  about {total / 1e6:.0f} MB and {seconds:.0f} s on {options.workers} workers, from {len(trial)} images{bad}"
+    )

@@ -1,0 +1,124 @@
+"""What a finished conversion says of itself: the manifest and the summary."""
+
+import math
+import platform
+from collections import Counter
+from collections.abc import Sequence
+from importlib.metadata import version
+
+import numpy as np
+
+from prep.images import PixelOptions
+from prep.planning import ConvertOptions, Planned
+from prep.splits import SPLITS
+from prep.tasks import Outcome, Task
+from shards.manifest import LeftOut, Manifest, ShardInfo, Source, SplitInfo
+from shards.writer import class_counts
+
+
+def make_manifest(plan: Planned, tasks: list[Task], results: dict[str, Outcome], options: ConvertOptions) -> Manifest:
+    """The manifest, from the plan and what every shard turned out to hold."""
+    dataset = plan.dataset
+    view = dataset.views[dataset.default_view]
+    splits = {}
+    for split in plan.parts:
+        own = [(task, results[task.stem]) for task in tasks if task.split == split]
+        dropped = {key for _, outcome in own for key, _ in outcome.left_out}
+        items = [item for task, _ in own for item in task.items if item.key not in dropped]
+        if not items:
+            raise ValueError(f"no image of split {split} decodes: see left_out.csv in the private folder")
+        splits[split] = SplitInfo(
+            samples=len(items),
+            groups=len({item.group for item in items}),
+            class_counts=class_counts(
+                np.array([item.labels for item in items], np.int16), view, dataset.label_columns, dataset.task
+            ),
+            shards=[ShardInfo.model_validate(outcome.info) for _, outcome in own if outcome.info],
+        )
+    mean, std = _statistics([results[task.stem] for task in tasks if task.split == "train"], options.pixels)
+    left_out = [
+        LeftOut(key=key, reason=reason, split=task.split)
+        for task in tasks
+        for key, reason in results[task.stem].left_out
+    ]
+    return Manifest(
+        name=dataset.name,
+        set_id=plan.set_id,
+        phantom=plan.phantom,
+        task=dataset.task,
+        label_columns=list(dataset.label_columns),
+        classes=view.classes,
+        label_view=dataset.default_view,
+        views=dataset.views,
+        channels=options.pixels.channels,
+        bits=options.pixels.bits,
+        mean=mean,
+        std=std,
+        target_metric=dataset.target_metric,
+        knn_k=dataset.knn_k,
+        encoding=options.pixels.format,
+        splits=splits,
+        grouping=plan.grouping,
+        left_out=left_out,
+        source=Source(dataset=dataset.name, citation=dataset.citation, licence=dataset.licence, where=dataset.where),
+        conversion=options.recorded() | {"resize": "area average, never enlarged"},
+        versions=versions(),
+        warnings=plan.warnings + _duplicates(tasks, results),
+    )
+
+
+def _statistics(outcomes: Sequence[Outcome], pixels: PixelOptions) -> tuple[list[float], list[float]]:
+    """Mean and deviation a channel over all stored training pixels, from exact integer sums, on the 0..1 scale."""
+    count = sum(outcome.num_pixels for outcome in outcomes)
+    if not count:
+        raise ValueError("the training split is empty: there is nothing to measure mean and std on")
+    top = (1 << pixels.bits) - 1
+    mean, std = [], []
+    for channel in range(pixels.channels):
+        total = sum(outcome.sums[channel] for outcome in outcomes if outcome.sums)
+        squares = sum(outcome.squares[channel] for outcome in outcomes if outcome.squares)
+        mean.append(round(total / (count * top), 8))
+        std.append(max(round(math.sqrt(squares * count - total * total) / (count * top), 8), 1e-8))
+    return mean, std
+
+
+def _duplicates(tasks: list[Task], results: dict[str, Outcome]) -> list[str]:
+    """One warning with the number of images whose stored pixels stand in more than one split, and a few keys."""
+    where: dict[int, list[tuple[str, str]]] = {}
+    for task in tasks:
+        outcome = results[task.stem]
+        dropped = {key for key, _ in outcome.left_out}
+        kept = [item.key for item in task.items if item.key not in dropped]
+        for key, digest in zip(kept, outcome.hashes, strict=True):
+            where.setdefault(digest, []).append((task.split, key))
+    shared = [places for places in where.values() if len({split for split, _ in places}) > 1]
+    if not shared:
+        return []
+    pairs = Counter("-".join(sorted({split for split, _ in places}, key=SPLITS.index)) for places in shared)
+    counts = ", ".join(f"{pair} {count}" for pair, count in sorted(pairs.items()))
+    keys = "; ".join(" = ".join(key for _, key in places) for places in shared[:5])
+    return [f"{len(shared)} images stand pixel by pixel in more than one split ({counts}); the first: {keys}"]
+
+
+def versions() -> dict[str, str]:
+    """Of everything that decodes, reduces, encodes or shuffles."""
+    names = ("medshard", "numpy", "opencv-python", "pillow")
+    return {"python": platform.python_version()} | {name: version(name) for name in names}
+
+
+def describe(manifest: Manifest, seconds: float | None = None) -> str:
+    """A few lines for the terminal."""
+    lines = []
+    for name, split in manifest.splits.items():
+        counts = ", ".join(f"{label} {count}" for label, count in split.class_counts.items())
+        lines.append(
+            f"  {name:5} {split.samples:7} images {split.groups:7} groups in {len(split.shards)} shards: {counts}"
+        )
+    total = sum(split.samples for split in manifest.splits.values())
+    size = sum(info.bytes for split in manifest.splits.values() for info in split.shards)
+    pace = f", {total / seconds:.0f} images/s" if seconds else ""
+    lines.append(f"  {total} images, {size / 1e6:.1f} MB{pace}; {len(manifest.left_out)} left out")
+    lines.append(
+        f"  mean {manifest.mean} std {manifest.std}; groups shared by splits: {manifest.grouping.intersections}"
+    )
+    return "\n".join([*lines, *(f"  note: {warning}" for warning in manifest.warnings)])

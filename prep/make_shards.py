@@ -1,0 +1,80 @@
+"""Raw dataset -> shard set.
+
+    python prep/make_shards.py --dataset IDRiD [--raw data/raw/IDRiD] [--out data/shards/IDRiD] [--short-side 256]
+
+Reads the raw folder as the dataset publishes it. Writes the set to --out and, beside it, OUT.private/ (mode 0700)
+with what must not travel: sources, groups, salt. Killed at any moment, the same command goes on and ends with the
+same bytes.
+"""
+
+import argparse
+import os
+import time
+from pathlib import Path
+
+from prep.convert import convert
+from prep.dry_run import dry_run
+from prep.finishing import describe
+from prep.images import FORMATS, PixelOptions
+from prep.planning import SPLIT_MODES, ConvertOptions
+from prep.sources import DATASETS, find_dataset
+from shards.errors import run_cli
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Convert a raw dataset into a shard set.")
+    add = parser.add_argument
+    add("--dataset", required=True, help=f"one of {', '.join(DATASETS)}")
+    add("--raw", type=Path, help="the raw folder as published (default: data/raw/NAME)")
+    add("--out", type=Path, help="where the set goes (default: data/shards/NAME)")
+    add("--short-side", type=int, default=256, help="pixels of the short side; never enlarged; 0 keeps the size")
+    add("--format", default="jpeg", help=f"one of {', '.join(FORMATS)}")
+    add("--quality", type=int, default=95, help="of JPEG, 1..100")
+    add("--chroma", choices=("4:2:0", "4:4:4"), default="4:2:0", help="colour resolution of JPEG")
+    add(
+        "--split",
+        default="auto",
+        help=f"one of {', '.join(SPLIT_MODES)}; auto: official where there is one, else random",
+    )
+    add("--shares", type=float, nargs=3, default=(0.7, 0.15, 0.15), metavar=("TRAIN", "VAL", "TEST"))
+    add("--seed", type=int, default=0, help="of the split and of the stored order")
+    add("--salt", type=Path, help="a file of 32 bytes, to share group hashes over several sets (default: a new one)")
+    add("--shard-samples", type=int, help="samples a shard (default: by the size of the split, at most 4096)")
+    add("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes; any number gives the same bytes")
+    add("--max-bad", type=float, default=0.01, help="share of images that may fail to decode")
+    add("--strict", action="store_true", help="stop at the first image that does not decode")
+    add("--dry-run", action="store_true", help="count, split and estimate; write nothing")
+    add("--debug", action="store_true", help="traceback on errors")
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Convert and say what became of it."""
+    dataset = find_dataset(args.dataset)
+    raw = args.raw or Path("data/raw") / dataset.name
+    out = args.out or Path("data/shards") / dataset.name
+    options = ConvertOptions(
+        pixels=PixelOptions(dataset.channels, args.short_side or None, args.format, args.quality, args.chroma),
+        split=args.split,
+        shares=tuple(args.shares),
+        seed=args.seed,
+        shard_samples=args.shard_samples,
+        max_bad=args.max_bad,
+        strict=args.strict,
+        workers=args.workers,
+    )
+    if args.dry_run:
+        print(dry_run(dataset, raw, out, options))
+        return
+    start = time.monotonic()
+    manifest, made = convert(dataset, raw, out, options, args.salt)
+    seconds = time.monotonic() - start
+    state = f"made in {seconds:.0f} s" if made else "already done, nothing to do"
+    print(f"{manifest.name}{' (phantoms)' if manifest.phantom else ''}: {out} {state}")
+    print(describe(manifest))
+
+
+if __name__ == "__main__":
+    arguments = parse_args()
+    run_cli(lambda: main(arguments), debug=arguments.debug)

@@ -1,0 +1,181 @@
+"""A conversion before any pixel is read: records, splits, keys, tasks. A pure function of the tables, options and salt.
+
+What decides the bytes of a set: the records (source, labels, group, file size), the split, the pixel options, the
+seed and the salt. They are hashed into the set id, so a finished set is known again and an unfinished one goes on;
+the number of workers decides nothing.
+"""
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prep.images import PixelOptions
+from prep.records import PHANTOM_MARKER, RawDataset, Record
+from prep.splits import SPLITS, intersections, split_official, split_random
+from prep.tasks import Item, Task
+from shards.identity import group_hash, make_key, salt_digest
+from shards.manifest import BLANK_LABEL, Grouping
+
+MAX_SHARD_SAMPLES = 4096
+SPLIT_MODES = ("auto", "official", "random", "study")
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """How to convert. `shares` of train, val and test; `max_bad` is a share of all samples; `shard_samples` None: by
+    size.
+    """
+
+    pixels: PixelOptions = field(default_factory=PixelOptions)
+    split: str = "auto"
+    shares: tuple[float, float, float] = (0.7, 0.15, 0.15)
+    seed: int = 0
+    shard_samples: int | None = None
+    max_bad: float = 0.01
+    strict: bool = False
+    workers: int = 1
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        if self.split not in SPLIT_MODES:
+            raise ValueError(f"--split {self.split!r} is unknown; known: {', '.join(SPLIT_MODES)}")
+        if not 0 <= self.max_bad <= 1 or self.workers < 1 or self.seed < 0:
+            raise ValueError("--max-bad is a share from 0 to 1, --workers at least 1, --seed at least 0")
+        if self.shard_samples is not None and not 1 <= self.shard_samples <= 1_000_000:
+            raise ValueError(f"--shard-samples {self.shard_samples} is outside 1..1000000")
+
+    def recorded(self) -> dict[str, Any]:
+        """What the manifest records, and the set id depends on."""
+        shares = " ".join(f"{share:g}" for share in self.shares)
+        return asdict(self.pixels) | {
+            "split": self.split,
+            "shares": shares,
+            "seed": self.seed,
+            "shard_samples": self.shard_samples,
+        }
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A conversion before any pixel was read: per split, the records with their keys in stored order."""
+
+    dataset: RawDataset
+    set_id: str
+    phantom: bool
+    parts: dict[str, list[tuple[str, Record]]]
+    grouping: Grouping
+    warnings: list[str]
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of all splits."""
+        return sum(len(part) for part in self.parts.values())
+
+
+def read_records(dataset: RawDataset, root: Path) -> list[Record]:
+    """All records, their labels checked; ValueError for none at all or a label that no view knows."""
+    records = list(dataset.read(root))
+    if not records:
+        raise ValueError(f"{dataset.name}: {root} lists no image at all: expected {' | '.join(dataset.tree)}")
+    known = dataset.source_values
+    for record in records:
+        if wrong := [label for label in record.labels if label not in known]:
+            values = sorted(value for value in known if value is not None)
+            raise ValueError(
+                f"label {wrong[0]} in {record.where} is outside the classes of {dataset.name} "
+                f"({values[0]}..{values[-1]}): "
+                f"is this the original table?"
+            )
+    return records
+
+
+def assign_splits(
+    dataset: RawDataset, root: Path, records: list[Record], options: ConvertOptions
+) -> tuple[list[str], list[str], str]:
+    """(split a record, warnings, how in one sentence)."""
+    labels = np.array([[BLANK_LABEL if v is None else v for v in record.labels] for record in records])
+    groups = [record.group for record in records]
+    official = [record.split for record in records]
+    if options.split == "study":
+        if dataset.study_split is None:
+            raise ValueError(f"the published study did not use {dataset.name}: --split study is unknown there")
+        splits = dataset.study_split(root, records)
+        return splits, [], "the published study's split, reproduced; it does not look at groups"
+    if options.split == "official" and not any(official):
+        raise ValueError(f"{dataset.name} has no official split: use --split random")
+    if options.split != "random" and any(official):
+        splits, warnings = split_official(official, labels, groups, options.shares, options.seed)
+        carved = sorted(set(splits) - {split or "train" for split in official}, key=SPLITS.index)
+        how = "the dataset's official split"
+        if carved:
+            how += f"; {' and '.join(carved)} dealt off train by seed {options.seed}, stratified, whole groups"
+        return splits, warnings, how
+    return (
+        split_random(labels, groups, options.shares, options.seed),
+        [],
+        (f"dealt by seed {options.seed} in shares {options.shares}, stratified by label, whole groups"),
+    )
+
+
+def make_plan(dataset: RawDataset, root: Path, options: ConvertOptions, salt: bytes) -> Planned:
+    """Read the tables, split, shuffle, name. Touches no image but for its size in bytes."""
+    records = read_records(dataset, root)
+    splits, warnings, how = assign_splits(dataset, root, records, options)
+    shared = intersections(splits, [record.group for record in records])
+    warnings = [*dataset.notes, *warnings]
+    warnings += [f"{n} groups ({dataset.group_by}) stand in both splits of {pair}" for pair, n in shared.items() if n]
+    parts: dict[str, list[tuple[str, Record]]] = {}
+    number = 0
+    for position, name in enumerate(SPLITS):
+        members = [record for record, split in zip(records, splits, strict=True) if split == name]
+        order = np.random.default_rng([options.seed, position]).permutation(len(members))
+        if members:
+            parts[name] = [(make_key(number + i, members[j].source, salt), members[j]) for i, j in enumerate(order)]
+        number += len(members)
+    grouping = Grouping(by=dataset.group_by, salt_digest=salt_digest(salt), intersections=shared, how=how)
+    phantom = (root / PHANTOM_MARKER).is_file()
+    return Planned(dataset, _set_id(dataset, options, salt, parts), phantom, parts, grouping, warnings)
+
+
+def _set_id(
+    dataset: RawDataset, options: ConvertOptions, salt: bytes, parts: dict[str, list[tuple[str, Record]]]
+) -> str:
+    digest = hashlib.blake2b(key=salt, digest_size=16, person=b"medshard-set")
+    digest.update(json.dumps([dataset.name, options.recorded()], sort_keys=True).encode())
+    for split, part in parts.items():
+        for key, record in part:
+            size = record.path.stat().st_size if record.path.is_file() else -1
+            row = [split, key, record.source, record.labels, record.group, size]
+            digest.update(json.dumps(row).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def shard_samples(count: int, wanted: int | None) -> int:
+    """Samples a shard: at least 16 shards a split where it has 256 samples, and never above 4096 a shard."""
+    return wanted or min(MAX_SHARD_SAMPLES, max(16, math.ceil(count / 16)))
+
+
+def make_tasks(plan: Planned, out: Path, outcomes: Path, options: ConvertOptions, salt: bytes) -> list[Task]:
+    """One task a shard, in stored order."""
+    tasks = []
+    for split, part in plan.parts.items():
+        size = shard_samples(len(part), options.shard_samples)
+        for shard, start in enumerate(range(0, len(part), size)):
+            items = tuple(
+                Item(
+                    key,
+                    record.path,
+                    tuple(BLANK_LABEL if label is None else label for label in record.labels),
+                    group_hash(record.group, salt),
+                )
+                for key, record in part[start : start + size]
+            )
+            tasks.append(
+                Task(split, shard, items, out, outcomes, plan.set_id, plan.dataset.task, options.pixels, options.strict)
+            )
+    return tasks

@@ -1,0 +1,95 @@
+"""Running the tasks of a conversion: in this process, or on a pool of spawned ones, with a progress bar."""
+
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import get_context
+
+from tqdm import tqdm
+
+from prep.tasks import Outcome, Stopped, Task, run_in_worker, run_task, start_worker
+
+Done = Callable[[Task, Outcome], None]
+
+
+class Progress:
+    """A bar of images a second with megabytes a second and failures."""
+
+    def __init__(self, total: int, already: int, quiet: bool = False):
+        self.bar = tqdm(
+            total=total, initial=already, desc="shards", unit="image", file=sys.stderr, disable=quiet, smoothing=0.1
+        )
+        self.already, self.bytes, self.failures = already, 0, 0
+
+    def show(self, images: int, raw_bytes: int, failures: int) -> None:
+        """Show totals of this run."""
+        self.bytes, self.failures = raw_bytes, failures
+        self.bar.update(self.already + images - self.bar.n)
+        seconds = self.bar.format_dict["elapsed"] or 1
+        self.bar.set_postfix_str(f"{raw_bytes / seconds / 1e6:.1f} MB/s, {failures} failed", refresh=False)
+
+
+def run_tasks(tasks: list[Task], workers: int, progress: Progress, done: Done) -> None:
+    """Run all tasks; `done` is called in this process as each ends, and may raise to stop the rest.
+
+    Raises:
+        ValueError: a worker died, an image does not decode under --strict, or what `done` raises.
+    """
+    if not tasks:
+        return
+    if workers == 1:
+        _run_here(tasks, progress, done)
+    else:
+        _run_pool(tasks, min(workers, len(tasks)), progress, done)
+
+
+def _run_here(tasks: list[Task], progress: Progress, done: Done) -> None:
+    totals = [0, 0, 0]
+
+    def tick(size: int, decoded: bool) -> None:
+        for position, value in enumerate((1, size, int(not decoded))):
+            totals[position] += value
+        progress.show(*totals)
+
+    for task in tasks:
+        done(task, run_task(task, tick))
+
+
+@contextmanager
+def _pool(workers: int) -> Iterator[tuple[ProcessPoolExecutor, object]]:
+    # spawn: a forked child would inherit the locks of OpenCV's and Python's threads.
+    context = get_context("spawn")
+    stop, counters = context.Event(), context.Array("Q", 3)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker, initargs=(stop, counters))
+    try:
+        yield pool, counters
+    except BaseException:
+        stop.set()  # workers drop their shard at the next image
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _run_pool(tasks: list[Task], workers: int, progress: Progress, done: Done) -> None:
+    queue = iter(tasks)
+    running: dict[Future[Outcome], Task] = {}
+    try:
+        with _pool(workers) as (pool, counters):
+            while True:
+                while len(running) < 2 * workers and (task := next(queue, None)) is not None:
+                    running[pool.submit(run_in_worker, task)] = task
+                if not running:
+                    return
+                ended, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+                progress.show(*counters)  # type: ignore[misc]
+                for future in ended:
+                    done(running.pop(future), future.result())
+    except BrokenProcessPool:
+        raise ValueError(
+            "a worker process died (killed, or out of memory): run the same command to go on, perhaps with fewer "
+            "--workers"
+        ) from None
+    except Stopped:
+        raise AssertionError("a worker stopped although the run goes on") from None

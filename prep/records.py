@@ -1,0 +1,88 @@
+"""What a reader of a raw dataset yields, and what it states of the dataset."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from shards.manifest import LabelView
+
+PHANTOM_MARKER = "PHANTOM.txt"  # in a raw folder: what lies here is synthetic
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image of a raw dataset.
+
+    `source` names it within the raw folder and is private, like `group` (patient, lesion or slide; images of one group
+    never part). `labels` are source values, one a label column, None for a blank. `split` is the official one, if any.
+    `where` tells the user which row it came from ("train.csv row 7") without giving anything private away.
+    """
+
+    source: str
+    path: Path
+    labels: tuple[int | None, ...]
+    group: str
+    split: str | None = None
+    where: str = ""
+
+
+@dataclass(frozen=True)
+class RawDataset:
+    """One public dataset: how to read it, and all that the manifest tells of it.
+
+    `read(root)` yields records in a fixed order; `study_split(root, records)`, where the published study had its own
+    rule, gives a split a record. `tree` is the expected layout, one path a line.
+    """
+
+    name: str
+    citation: str
+    licence: str
+    where: str
+    tree: tuple[str, ...]
+    task: Literal["single-label", "multi-label"]
+    label_columns: tuple[str, ...]
+    views: dict[str, LabelView]
+    default_view: str
+    target_metric: str
+    channels: Literal[1, 3]
+    group_by: str
+    read: Callable[[Path], Iterator[Record]]
+    study_split: Callable[[Path, list[Record]], list[str]] | None = None
+    knn_k: int = 200
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def source_values(self) -> set[int | None]:
+        """Every label value that some view knows."""
+        values = {value for view in self.views.values() for value in view.mapping}
+        return {int(value) if value else None for value in values}
+
+    def require(self, root: Path, *paths: str) -> None:
+        """ValueError in one line, with where to get the data, unless all `paths` exist under `root` and it is not
+        empty.
+        """
+        if not root.is_dir():
+            problem = f"there is no folder {root}"
+        elif not any(root.iterdir()):
+            problem = f"the folder {root} is empty"
+        elif missing := [path for path in paths if not (root / path).exists()]:
+            problem = f"{root} lacks {missing[0]}"
+        else:
+            return
+        raise ValueError(
+            f"{self.name}: {problem}. Get the dataset from {self.where}; expected: {' | '.join(self.tree)}. As a "
+            "stand-in, "
+            f"draw phantoms: python prep/phantoms.py --dataset {self.name} --out {root}"
+        )
+
+
+def whole_number(text: Any, what: str) -> int:
+    """A label from a table cell: '3' and '3.0' are 3; ValueError naming `what` (never the cell: it may be private)."""
+    try:
+        number = float(text)
+    except (TypeError, ValueError):
+        raise ValueError(f"{what} is not a number: is this the original table?") from None
+    if number != int(number):
+        raise ValueError(f"{what} is not a whole number: is this the original table?")
+    return int(number)

@@ -1,0 +1,52 @@
+"""APTOS 2019 blindness detection: 3,662 labelled fundus photographs, diabetic retinopathy 0-4, no official split."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from prep.records import RawDataset, Record, whole_number
+from prep.sources.idrid import GRADES
+from prep.splits import study_shuffle
+from prep.tables import read_table
+from shards.manifest import LabelView
+
+STUDY_HELD_OUT = 0.3
+
+
+def read(root: Path) -> Iterator[Record]:
+    """Yield the rows of train.csv; the test images of the competition have no labels and are not read."""
+    APTOS2019.require(root, "train.csv", "train_images")
+    for where, row in read_table(root / "train.csv", ("id_code", "diagnosis")):
+        source = f"train_images/{row['id_code']}.png"
+        grade = whole_number(row["diagnosis"], f"the diagnosis in {where}")
+        yield Record(source, root / source, (grade,), source, None, where)
+
+
+def study_split(root: Path, records: list[Record]) -> list[str]:
+    """30 % held out as the published study did."""
+    return study_shuffle(root, len(records), STUDY_HELD_OUT)
+
+
+APTOS2019 = RawDataset(
+    name="APTOS2019",
+    citation="Asia Pacific Tele-Ophthalmology Society, APTOS 2019 Blindness Detection, Kaggle, 2019",
+    licence="the competition's rules: no redistribution",
+    where="https://www.kaggle.com/competitions/aptos2019-blindness-detection/data",
+    tree=("train.csv (id_code,diagnosis)", "train_images/<id_code>.png"),
+    task="single-label",
+    label_columns=("diagnosis",),
+    views={
+        "5 grades": LabelView(classes=GRADES, mapping={str(i): i for i in range(5)}),
+        "referable": LabelView(
+            classes=["grade 0-1", "grade 2-4"],
+            mapping={str(i): int(i >= 2) for i in range(5)},
+            note="referable retinopathy: moderate or worse",
+        ),
+    },
+    default_view="5 grades",
+    target_metric="quadratic_kappa",
+    channels=3,
+    group_by="image",
+    read=read,
+    study_split=study_split,
+    notes=("no patient ids are published: images of one patient cannot be kept together",),
+)

@@ -1,0 +1,137 @@
+"""Who goes into which split: grouped, stratified, seeded. Groups (patients, lesions, slides) never part.
+
+Groups with the same label counts are alike. Each kind of group is shuffled by the seed and dealt out by the
+proportions, rounded down; the few left over go, largest first, where the classes they hold are missing most. So every
+class has its share in every split to within a few groups, and a million groups take a second.
+"""
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+SPLITS = ("train", "val", "test")
+
+
+def deal(labels: np.ndarray, groups: Sequence[str], shares: Sequence[float], seed: int) -> np.ndarray:
+    """Deal records to parts: int64[n] in 0..len(shares)-1, a whole group to one part.
+
+    `labels` int[n, c] counts (or marks) the classes of each record; `shares` are the parts' proportions, summing to 1.
+
+    Raises:
+        ValueError: shares that are not positive proportions, or fewer groups than parts.
+    """
+    wanted = np.asarray(shares, float)
+    if wanted.min() <= 0 or abs(wanted.sum() - 1) > 1e-9:
+        raise ValueError(f"proportions {list(shares)} must be above 0 and sum to 1")
+    # Group numbers follow the sorted names: the order of the records does not matter.
+    names, members = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    if len(names) < len(wanted):
+        raise ValueError(f"{len(names)} groups cannot fill {len(wanted)} splits: a group is never divided")
+    content = np.zeros((len(names), labels.shape[1] + 1))
+    np.add.at(content, members, np.concatenate([labels, np.ones((len(labels), 1), labels.dtype)], 1))
+    return _deal_groups(content, wanted, np.random.default_rng(seed))[members]
+
+
+def _deal_groups(content: np.ndarray, shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    kinds, kind_of = np.unique(content, axis=0, return_inverse=True)
+    order = rng.permutation(len(content))
+    order = order[np.argsort(kind_of[order], kind="stable")]
+    ends = np.cumsum(np.bincount(kind_of, minlength=len(kinds)))
+    part = np.full(len(content), -1)
+    left: list[np.ndarray] = []
+    for start, end in zip(np.r_[0, ends[:-1]], ends, strict=True):
+        quota = np.floor((end - start) * shares + 1e-9).astype(int)
+        dealt = start + int(quota.sum())
+        part[order[start:dealt]] = np.repeat(np.arange(len(shares)), quota)
+        left.append(order[dealt:end])
+    rest = np.concatenate(left)
+    totals = content.sum(0)
+    missing = shares[:, None] * totals
+    for index in range(len(shares)):
+        missing[index] -= content[part == index].sum(0)
+    for group in rest[np.argsort(-content[rest, -1], kind="stable")]:
+        need = (missing * (content[group] / np.maximum(totals, 1))).sum(1)
+        empty = np.array([not (part == index).any() for index in range(len(shares))]) if len(content) < 64 else False
+        part[group] = int(np.argmax(need + 1e6 * empty))
+        missing[part[group]] -= content[group]
+    return part
+
+
+def one_hot(labels: np.ndarray) -> np.ndarray:
+    """Marks of each distinct value of each label column, int64[n, total]: what `deal` balances."""
+    marks = [labels[:, [c]] == np.unique(labels[:, c])[None] for c in range(labels.shape[1])]
+    return np.concatenate(marks, 1).astype(np.int64)
+
+
+def split_random(labels: np.ndarray, groups: Sequence[str], shares: Sequence[float], seed: int) -> list[str]:
+    """Train, val and test by `shares` of three, for source labels int[n, L]."""
+    return [SPLITS[part] for part in deal(one_hot(labels), groups, shares, seed)]
+
+
+def split_official(
+    official: Sequence[str | None], labels: np.ndarray, groups: Sequence[str], shares: Sequence[float], seed: int
+) -> tuple[list[str], list[str]]:
+    """Keep the official splits; carve a missing val (or test) off train. Returns (splits, warnings).
+
+    A group that the dataset itself has in two splits moves whole to the later one, and is counted in a warning.
+    """
+    result = [split or "train" for split in official]
+    last: dict[str, int] = {}
+    for split, group in zip(result, groups, strict=True):
+        last[group] = max(last.get(group, 0), SPLITS.index(split))
+    moved = [SPLITS[last[group]] for group in groups]
+    count = len({group for a, b, group in zip(result, moved, groups, strict=True) if a != b})
+    warnings = [f"{count} groups stood in two official splits; they were moved whole to the later one"] if count else []
+    present = set(moved)
+    parts = [i for i, split in enumerate(SPLITS) if split == "train" or split not in present]
+    if len(parts) > 1:
+        inside = [i for i, split in enumerate(moved) if split == "train"]
+        weights = np.asarray(shares, float)[parts]
+        dealt = deal(one_hot(labels[inside]), [groups[i] for i in inside], weights / weights.sum(), seed)
+        for i, part in zip(inside, dealt, strict=True):
+            moved[i] = SPLITS[parts[part]]
+    return moved, warnings
+
+
+def study_shuffle(root: Path, count: int, held_out: float) -> list[str]:
+    """The published study's rule: `random.Random(42)` shuffles the row numbers, the first share is held out and halved.
+
+    A `val_ids.json` in the raw folder (row numbers held out, or a dict with train_split and val_split) wins.
+    """
+    cached = root / "val_ids.json"
+    if cached.is_file():
+        held = _cached_rows(cached, count)
+    else:
+        rows = list(range(count))
+        random.Random(42).shuffle(rows)
+        held = rows[: int(count * held_out)]
+    half = len(held) // 2
+    splits = ["train"] * count
+    for position, row in enumerate(held):
+        splits[row] = "val" if position < half else "test"
+    return splits
+
+
+def _cached_rows(path: Path, count: int) -> list[int]:
+    try:
+        document = json.loads(path.read_text())
+        rows = [int(row) for row in (document["val_split"] if isinstance(document, dict) else document)]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(
+            f"{path.name} is neither a list of row numbers nor a dict with val_split: delete or mend it"
+        ) from None
+    if len(set(rows)) != len(rows) or any(not 0 <= row < count for row in rows):
+        raise ValueError(
+            f"{path.name} names rows outside 0..{count - 1} or twice: it belongs to another version of the table"
+        )
+    return rows
+
+
+def intersections(splits: Sequence[str], groups: Sequence[str]) -> dict[str, int]:
+    """How many groups each pair of splits shares: {"train-val": 0, ...}. The manifest's proof."""
+    present = [split for split in SPLITS if split in set(splits)]
+    members = {name: {g for s, g in zip(splits, groups, strict=True) if s == name} for name in present}
+    return {f"{a}-{b}": len(members[a] & members[b]) for i, a in enumerate(present) for b in present[i + 1 :]}

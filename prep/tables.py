@@ -1,0 +1,27 @@
+"""Reading the csv tables of raw datasets, with the blanks, empty columns and byte-order marks that they come with."""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def read_table(path: Path, required: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield ("NAME.csv row 7", {column: cell}) a row; headers and cells are stripped, empty columns and rows dropped.
+
+    Raises:
+        ValueError: a required column is missing, or the file is no text table. No cell is ever quoted: it may be
+        private.
+    """
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.reader(file)
+        try:
+            header = [" ".join(name.split()) for name in next(rows, [])]
+            if missing := [name for name in required if name not in header]:
+                raise ValueError(f"{path.name} has no column {missing[0]!r}; it has {', '.join(filter(None, header))}")
+            for row in rows:
+                cells = [cell.strip() for cell in row]
+                if any(cells):
+                    cells += [""] * (len(header) - len(cells))
+                    yield f"{path.name} row {rows.line_num}", {n: c for n, c in zip(header, cells, strict=False) if n}
+        except (csv.Error, UnicodeDecodeError):
+            raise ValueError(f"{path.name} is not a csv table in UTF-8: is this the original file?") from None

@@ -1,0 +1,190 @@
+"""The unit of work of a conversion: one shard, from raw files to a finished tar and a small record of what it holds.
+
+A task depends on nothing but its own fields, so any number of workers, in any order, after any interruption, writes
+the same bytes. A worker holds one raw image and its decoded pixels at a time.
+"""
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from multiprocessing import connection, parent_process
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import xxhash
+
+from prep.images import PixelOptions, UndecodableImage, prepare, read_file
+from shards.decoding import decode
+from shards.manifest import ShardInfo, write_aside
+from shards.writer import ShardWriter
+
+
+@dataclass(frozen=True)
+class Item:
+    """One sample of a task: its key, raw file, source labels (blanks as in the index) and group hash."""
+
+    key: str
+    path: Path
+    labels: tuple[int, ...]
+    group: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """One shard to write."""
+
+    split: str
+    shard: int
+    items: tuple[Item, ...]
+    folder: Path
+    outcomes: Path
+    set_id: str
+    kind: Literal["single-label", "multi-label"]
+    pixels: PixelOptions
+    strict: bool
+
+    @property
+    def stem(self) -> str:
+        """The shard's file name without its extension."""
+        return f"{self.split}-{self.shard:06d}"
+
+
+@dataclass
+class Outcome:
+    """What one finished shard holds. `info` is None where no image of it decoded.
+
+    `left_out` are (key, reason); `sums` and `squares` are exact sums over all stored pixels, a number a channel;
+    `hashes` are xxh3_64 of each stored image's pixels, in stored order.
+    """
+
+    info: dict[str, Any] | None = None
+    idx_sha256: str = ""
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    hashes: list[int] = field(default_factory=list)
+    raw_bytes: int = 0
+    num_pixels: int = 0
+    sums: list[int] = field(default_factory=list)
+    squares: list[int] = field(default_factory=list)
+
+    def measure(self, stored: np.ndarray) -> None:
+        """Add one stored image, uint8|uint16[h, w, c], to the sums and hashes."""
+        flat = stored.reshape(-1, stored.shape[-1]).astype(np.uint64)
+        self.num_pixels += len(flat)
+        sums, squares = flat.sum(0).tolist(), (flat * flat).sum(0).tolist()
+        self.sums = [a + b for a, b in zip(self.sums or [0] * len(sums), sums, strict=True)]
+        self.squares = [a + b for a, b in zip(self.squares or [0] * len(sums), squares, strict=True)]
+        shape = np.array(stored.shape, "<u4").tobytes()
+        self.hashes.append(xxhash.xxh3_64_intdigest(shape + np.ascontiguousarray(stored).tobytes()))
+
+
+class Stopped(Exception):
+    """The run ends early; the shard under work is dropped."""
+
+
+def run_task(task: Task, tick: Callable[[int, bool], None]) -> Outcome:
+    """Write one shard and its outcome. `tick(raw bytes, decoded)` is called once an image and may raise Stopped.
+
+    Raises:
+        ValueError: an image does not decode and the task is strict.
+    """
+    cv2.setNumThreads(1)
+    outcome = Outcome()
+    writer = ShardWriter(task.folder, task.split, task.shard, task.set_id, task=task.kind)
+    try:
+        for item in task.items:
+            _add(writer, item, task, outcome, tick)
+        if len(writer):
+            outcome.info = writer.close().model_dump()
+            outcome.idx_sha256 = _sha256(task.folder / f"{task.stem}.idx")
+        else:
+            writer.abort()
+    except BaseException:
+        writer.abort()
+        raise
+    write_aside(task.outcomes / f"{task.stem}.json", json.dumps(asdict(outcome)).encode())
+    return outcome
+
+
+def _add(writer: ShardWriter, item: Item, task: Task, outcome: Outcome, tick: Callable[[int, bool], None]) -> None:
+    size = 0
+    try:
+        data = read_file(item.path)
+        size = len(data)
+        pixels, encoded = prepare(data, task.pixels)
+    except UndecodableImage as error:
+        if task.strict:
+            raise ValueError(
+                f"sample {item.key} does not decode: {error}. Its source stands in "
+                f"{task.folder.name}.private/sources.csv; "
+                f"without --strict such samples are left out and recorded"
+            ) from None
+        outcome.left_out.append((item.key, str(error)))
+        tick(size, False)
+        return
+    height, width = pixels.shape[:2]
+    # Read back what was written: the statistics are those of the stored pixels, and a broken encoder is seen here.
+    outcome.measure(decode(encoded, task.pixels.format, task.pixels.channels, height, width, task.pixels.bits))
+    writer.add(item.key, encoded, task.pixels.format, item.labels, height, width, item.group)
+    outcome.raw_bytes += size
+    tick(size, True)
+
+
+def finished(task: Task) -> Outcome | None:
+    """The outcome of a task that an earlier run finished, if its files still are what they were; else None."""
+    path = task.outcomes / f"{task.stem}.json"
+    if not path.is_file():
+        return None
+    document = json.loads(path.read_bytes())
+    document["left_out"] = [tuple(pair) for pair in document["left_out"]]
+    outcome = Outcome(**document)
+    if outcome.info is None:
+        return outcome
+    info = ShardInfo.model_validate(outcome.info)
+    wanted = {"tar": info.sha256, "cols": info.index_sha256, "idx": outcome.idx_sha256}
+    files = {task.folder / f"{task.stem}.{suffix}": digest for suffix, digest in wanted.items()}
+    intact = all(file.is_file() and _sha256(file) == digest for file, digest in files.items())
+    return outcome if intact else None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# --- inside a worker process: what the pool hands over once, at its start
+
+_shared: dict[str, Any] = {}
+
+
+def start_worker(stop: Any, counters: Any) -> None:
+    """Pool initializer. Ctrl-C is the parent's to handle, and a worker ends with its parent, however that ends."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _shared.update(stop=stop, counters=counters)
+    parent = parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    connection.wait([sentinel])
+    os._exit(1)
+
+
+def run_in_worker(task: Task) -> Outcome:
+    """run_task in a pool: progress goes to the shared counters (images, raw bytes, failures)."""
+
+    def tick(size: int, decoded: bool) -> None:
+        if _shared["stop"].is_set():
+            raise Stopped
+        with _shared["counters"].get_lock():
+            for position, value in enumerate((1, size, int(not decoded))):
+                _shared["counters"][position] += value
+
+    return run_task(task, tick)
