@@ -1,0 +1,203 @@
+"""A shard set on one picture: example images by class and split, class balance, and the proof that splits are apart.
+
+python -m shards sheet data/shards/DDSM --out DDSM.png
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure, SubFigure
+
+from shards.decoding import decode
+from shards.index import ENCODING_NAMES
+from shards.manifest import Manifest
+from shards.shardset import ShardSet, Split
+
+MAX_CLASSES = 14
+MAX_EXAMPLES = 9  # in a row, over all splits
+TILE_PIXELS = 160
+COLOURS = {"train": "#4477AA", "val": "#EE8866", "test": "#228833"}  # distinguishable without colour vision, too
+SPARE_COLOUR = "#777777"
+
+
+def choose_examples(split: Split, seed: int, count: int) -> list[np.ndarray]:
+    """Positions of up to `count` samples of each class, drawn by `seed`: one array a class."""
+    labels = split.labels()
+    rng = np.random.default_rng(seed)
+    chosen = []
+    for index in range(len(split.view.classes)):
+        members = np.flatnonzero(labels == index if labels.ndim == 1 else labels[:, index] == 1)
+        chosen.append(np.sort(rng.permutation(members)[:count]))
+    return chosen
+
+
+def tile(split: Split, position: int) -> np.ndarray:
+    """One stored image as uint8 RGB [TILE_PIXELS, TILE_PIXELS, 3], scaled to fit, on white; 16 bit is stretched."""
+    rows, manifest = split.rows(np.array([position])), split.manifest
+    encoding = ENCODING_NAMES[int(rows.encodings[0])]
+    size = int(rows.heights[0]), int(rows.widths[0])
+    image = decode(split.read(position), encoding, manifest.channels, *size, manifest.bits)
+    if manifest.bits == 16:
+        low, high = np.percentile(image, [0.5, 99.5])
+        image = (np.clip((image - low) / max(high - low, 1), 0, 1) * 255).astype(np.uint8)
+    scale = TILE_PIXELS / max(size)
+    shape = (max(round(size[1] * scale), 1), max(round(size[0] * scale), 1))
+    small = cv2.resize(np.ascontiguousarray(image), shape, interpolation=cv2.INTER_AREA).reshape(shape[1], shape[0], -1)
+    page = np.full((TILE_PIXELS, TILE_PIXELS, 3), 255, np.uint8)
+    top, left = (TILE_PIXELS - shape[1]) // 2, (TILE_PIXELS - shape[0]) // 2
+    page[top : top + shape[1], left : left + shape[0]] = small
+    return page
+
+
+def _strip(split: Split, positions: np.ndarray, count: int) -> np.ndarray:
+    """`count` tiles side by side, 6 pixels apart; blank where there are fewer examples."""
+    blank = np.full((TILE_PIXELS, TILE_PIXELS, 3), 255, np.uint8)
+    tiles = [tile(split, int(position)) for position in positions] + [blank] * (count - len(positions))
+    gap = np.full((TILE_PIXELS, 6, 3), 255, np.uint8)
+    return np.concatenate([part for one in tiles for part in (one, gap)][:-1], axis=1)
+
+
+def draw(shard_set: ShardSet, *, seed: int = 0) -> Figure:
+    """The sheet as a figure: a row of examples for each class, a column for each split; balance and proof below."""
+    splits = [shard_set.split(name) for name in shard_set.split_names]
+    shown = min(shard_set.num_classes, MAX_CLASSES)
+    count = max(2, MAX_EXAMPLES // len(splits))
+    height = 1.0 + shown * 1.05 + 2.9
+    figure = Figure(figsize=(12, height), dpi=110, facecolor="white")
+    FigureCanvasAgg(figure)
+    top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=[height - 2.9, 2.9])[:, 0]
+    _draw_examples(top, shard_set, splits, shown, count, seed)
+    balance, proof = bottom.subplots(1, 2, width_ratios=[3, 2])
+    bottom.subplots_adjust(left=0.13, right=0.98, bottom=0.2, top=0.86, wspace=0.08)
+    _draw_balance(balance, shard_set, splits, shown)
+    _draw_proof(proof, shard_set.manifest, splits)
+    return figure
+
+
+def _draw_examples(
+    figure: SubFigure, shard_set: ShardSet, splits: Sequence[Split], shown: int, count: int, seed: int
+) -> None:
+    manifest = shard_set.manifest
+    phantom = " · PHANTOM images, no medical meaning" if manifest.phantom else ""
+    more = f" · first {shown} of {shard_set.num_classes} classes" if shown < shard_set.num_classes else ""
+    figure.suptitle(f"{manifest.name}{phantom}", x=0.01, y=0.985, ha="left", va="top", fontsize=14, weight="bold")
+    axes = figure.subplots(shown, len(splits), squeeze=False)
+    figure.subplots_adjust(
+        left=0.13, right=0.99, bottom=0.01, top=1 - 0.75 / (shown * 1.05 + 1.0), wspace=0.04, hspace=0.08
+    )
+    for column, split in enumerate(splits):
+        chosen = choose_examples(split, seed, count)
+        for row in range(shown):
+            axis: Axes = axes[row][column]
+            axis.imshow(_strip(split, chosen[row], count), aspect="equal", interpolation="nearest")
+            axis.set_axis_off()
+            if row == 0:
+                colour = COLOURS.get(split.name, SPARE_COLOUR)
+                axis.set_title(f"{split.name} · {split.num_samples:,} images", fontsize=11, color=colour, weight="bold")
+            if column == 0:
+                axis.text(-0.03, 0.5, _wrap(shard_set.classes[row]), transform=axis.transAxes, ha="right", va="center")
+    depth = f"{manifest.channels} channel{'s' * (manifest.channels > 1)}, {manifest.bits} bit, {manifest.encoding}"
+    figure.text(0.99, 0.985, f"{manifest.task} · {depth}{more}", ha="right", va="top", fontsize=9, color="#555555")
+
+
+def _wrap(name: str, width: int = 18) -> str:
+    words, lines = name.split(), [""]
+    for word in words:
+        if lines[-1] and len(lines[-1]) + 1 + len(word) > width:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}".strip()
+    return "\n".join(line if len(line) <= width else line[: width - 1] + "…" for line in lines[:3])
+
+
+def _draw_balance(axis: Axes, shard_set: ShardSet, splits: Sequence[Split], shown: int) -> None:
+    """Share of each class in each split, so that small splits can be compared with large ones; counts on the bars."""
+    width = 0.8 / len(splits)
+    for number, split in enumerate(splits):
+        counts = list(split.class_counts().values())[:shown]
+        shares = [100 * count / max(split.num_samples, 1) for count in counts]
+        places = np.arange(shown) + (number - (len(splits) - 1) / 2) * width
+        bars = axis.bar(places, shares, width * 0.92, color=COLOURS.get(split.name, SPARE_COLOUR), label=split.name)
+        if shown * len(splits) <= 24:
+            axis.bar_label(bars, [str(count) for count in counts], fontsize=7, padding=1)
+    short = [name if len(name) <= 14 else name[:13] + "…" for name in shard_set.classes[:shown]]
+    crowded = shown > 6
+    axis.set_xticks(range(shown), short, rotation=30 if crowded else 0, ha="right" if crowded else "center", fontsize=8)
+    axis.set_ylabel("% of the split")
+    axis.set_title("Class balance", loc="left", fontsize=11, weight="bold")
+    axis.margins(y=0.15)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=8, ncols=len(splits), loc="upper right", bbox_to_anchor=(1, 1.18))
+
+
+def _draw_proof(axis: Axes, manifest: Manifest, splits: Sequence[Split]) -> None:
+    """What two splits share, counted from the indices rather than believed of the manifest."""
+    axis.set_axis_off()
+    axis.set_title("Shared between splits", loc="left", fontsize=11, weight="bold", x=0.06)
+    lines: list[tuple[str, ...]] = [("", "samples", "groups", "equal images")]
+    ids = {split.name: split.rows(np.arange(split.num_samples)) for split in splits}
+    for first, second in [(a, b) for i, a in enumerate(ids) for b in list(ids)[i + 1 :]]:
+        left, right = ids[first], ids[second]
+        shared = [
+            len(np.intersect1d(getattr(left, name), getattr(right, name)))
+            for name in ("sample_ids", "groups", "hashes")
+        ]
+        lines.append((f"{first}, {second}", *[str(number) for number in shared]))
+    for row, line in enumerate(lines):
+        for column, text in enumerate(line):
+            bad = row > 0 and column > 0 and text != "0"
+            place = 0.06 if column == 0 else 0.22 + 0.26 * column
+            axis.text(
+                place,
+                0.9 - 0.14 * row,
+                text,
+                ha="left" if column == 0 else "right",
+                fontsize=9,
+                weight="bold" if bad or row == 0 else "normal",
+                color="#BB0000" if bad else "black",
+                transform=axis.transAxes,
+            )
+    groups = ", ".join(f"{split.name} {len(np.unique(ids[split.name].groups)):,}" for split in splits)
+    note = f"groups ({_wrap(manifest.grouping.by, 40)}): {groups}\nleft out: {len(manifest.left_out):,}"
+    axis.text(
+        0.06, 0.9 - 0.14 * len(lines) - 0.05, note, fontsize=8, va="top", color="#555555", transform=axis.transAxes
+    )
+
+
+def write_sheet(shard_set: ShardSet, out: Path, *, seed: int = 0) -> Path:
+    """Write the sheet to a .png, .svg or .pdf file; the same set and seed give the same picture."""
+    if out.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise ValueError(f"{out.name}: a sheet is written as .png, .svg or .pdf")
+    with matplotlib.rc_context({"font.family": "DejaVu Sans", "svg.hashsalt": "medshard"}):
+        figure = draw(shard_set, seed=seed)
+        aside = out.with_name(f".{out.stem}.partial{out.suffix}")
+        try:
+            figure.savefig(aside)
+            aside.replace(out)
+        finally:
+            aside.unlink(missing_ok=True)
+    return out
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line of `python -m shards sheet` and of prep/show_shards.py."""
+    parser = argparse.ArgumentParser(
+        prog="sheet",
+        description="Draw example images by class and split, the class balance, and what the splits share.",
+        epilog="example: python -m shards sheet data/shards/DDSM --out DDSM.png",
+    )
+    parser.add_argument("folder", type=Path, help="a shard set, with its manifest.json")
+    parser.add_argument("--out", type=Path, help="the picture to write (default: NAME.png in this folder)")
+    parser.add_argument("--view", help="a label view of the manifest (default: its own choice)")
+    parser.add_argument("--seed", type=int, default=0, help="which examples are drawn (default 0)")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    options = parser.parse_args(argv)
+    shard_set = ShardSet(options.folder, view=options.view)
+    out = write_sheet(shard_set, options.out or Path(f"{shard_set.manifest.name}.png"), seed=options.seed)
+    print(f"wrote {out}")
+    return 0
