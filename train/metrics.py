@@ -49,7 +49,7 @@ def check_metric(name: str, task: Task) -> str:
         return name
     near = difflib.get_close_matches(name, known, 1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"unknown metric {name!r} for {task} labels{hint} known: {', '.join(known)}")
+    raise ValueError(f"unknown metric {name!r} for {task} labels{hint}; known: {', '.join(known)}")
 
 
 def confusion_matrix(truth: ArrayLike, predicted: ArrayLike, num_classes: int) -> np.ndarray:

@@ -90,7 +90,8 @@ def load_weights(
         absent = tuple(key for key in lost if key not in state)
         raise ValueError(
             f"the weights of {source} do not fit {type(model).__name__}: {fitting} of its {len(counted)} backbone "
-            f"tensors match; missing {len(absent)} ({_examples(absent)}), other shape {len(other)} ({_examples(other)}), "
+            f"tensors match; missing {len(absent)} ({_examples(absent)}), other shape {len(other)} "
+            f"({_examples(other)}), "
             f"unexpected {len(unexpected)} ({_examples(unexpected)}): choose the model they are of"
         )
     model.load_state_dict({key: state[key] for key in matched}, strict=False)
