@@ -5,23 +5,22 @@ split files select and relabel at load time, without rewriting a tar.
 """
 
 import hashlib
-import mmap
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import xxhash
 
-from shards.index import Columns, read_columns
-from shards.manifest import BLANK_LABEL, LabelView, Manifest, ShardInfo, SplitInfo, Task
+from shards.index import Columns
+from shards.manifest import BLANK_LABEL, LabelView, ShardInfo, SplitInfo, Task
 from shards.overrides import LabelFile, SplitFile
+from shards.plan import Plan
+from shards.storage import Ahead, Mapped, Storage, Stream, open_storage
+from shards.storage import open_columns as open_columns
 
-MAX_MAPPED = 4096  # tars and indices mapped at a time; Linux allows a process 65530 maps
-
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from shards.fetching import Patience
 
 
 class CorruptSample(ValueError):
@@ -50,47 +49,27 @@ class Rows(NamedTuple):
     shards: np.ndarray  # int64[n], number of the shard in the split
 
 
-class _Mapped(Generic[T]):
-    """At most MAX_MAPPED opened things, the least recently used let go first; safe to ask from many threads."""
-
-    def __init__(self, opener: Callable[[int], T]):
-        self._opener, self._lock = opener, threading.Lock()
-        self._held: OrderedDict[int, T] = OrderedDict()
-
-    def __getitem__(self, number: int) -> T:
-        with self._lock:
-            if number in self._held:
-                self._held.move_to_end(number)
-                return self._held[number]
-            thing = self._held[number] = self._opener(number)
-            if len(self._held) > MAX_MAPPED:
-                self._held.popitem(last=False)  # unmapped once nobody holds a view of it
-            return thing
-
-
 class Split:
     """One split of a set. Opens shards as they are asked for; safe to read from many threads."""
 
     def __init__(
         self,
-        folder: Path,
+        storage: Storage,
         name: str,
-        manifest: Manifest,
         view: LabelView,
         shards: Sequence[ShardInfo],
         selected: Sequence[np.ndarray | None],
         label_file: LabelFile | None,
     ):
-        self.folder, self.name, self.manifest, self.view = folder, name, manifest, view
+        self.storage, self.name, self.manifest, self.view = storage, name, storage.manifest, view
         self.shards = tuple(shards)
         self._selected = tuple(selected)
         self._label_file = label_file
         sizes = [info.samples if rows is None else len(rows) for info, rows in zip(shards, selected, strict=True)]
         self.shard_sizes = np.array(sizes, np.int64)
         self._ends = np.cumsum(self.shard_sizes)
-        self._columns = _Mapped(self._open_columns)
-        self._tars = _Mapped(self._open_tar)
-        self._classify = classifier(view, manifest.label_columns, manifest.task)
+        self._columns: Mapped[int, Columns] = Mapped(self._open_columns)
+        self._classify = classifier(view, self.manifest.label_columns, self.manifest.task)
 
     @property
     def num_samples(self) -> int:
@@ -101,20 +80,10 @@ class Split:
         return self.num_samples
 
     def __repr__(self) -> str:
-        return f"Split({self.name!r}, {self.num_samples} samples in {len(self.shards)} shards of {self.folder})"
+        return f"Split({self.name!r}, {self.num_samples} samples in {len(self.shards)} shards of {self.storage.where})"
 
     def _open_columns(self, shard: int) -> Columns:
-        return open_columns(self.folder, self.shards[shard], len(self.manifest.label_columns))
-
-    def _open_tar(self, shard: int) -> memoryview:
-        info = self.shards[shard]
-        path = self.folder / info.name
-        if not path.is_file():
-            raise ValueError(f"{info.name} is missing from {self.folder}: copy it again, or make the set again")
-        if (found := path.stat().st_size) != info.bytes:
-            raise ValueError(f"{info.name} has {found} bytes, the manifest says {info.bytes}: truncated or altered")
-        with path.open("rb") as file:
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        return self.storage.columns(self.shards[shard], len(self.manifest.label_columns))
 
     def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Shard number and row in that shard's index for positions int64[n]; ValueError outside 0..num_samples-1."""
@@ -152,6 +121,8 @@ class Split:
         return out if self._label_file is None else out._replace(labels=self._label_file.labels_of(out.sample_ids))
 
     def _gather(self, name: str, positions: np.ndarray | None) -> np.ndarray:
+        if positions is None:
+            self.storage.prepare(self.shards)
         return getattr(self.rows(np.arange(self.num_samples) if positions is None else positions), name)
 
     def labels(self, positions: np.ndarray | None = None) -> np.ndarray:
@@ -192,16 +163,38 @@ class Split:
         """
         shards, rows = self.locate(np.array([position]))
         shard, row = int(shards[0]), int(rows[0])
-        columns, tar = self._columns[shard], self._tars[shard]
+        columns, tar = self._columns[shard], self.storage.tar(self.shards[shard])
         offset = int(columns.offsets[row])
         image = tar[offset : offset + int(columns.sizes[row])]
         if verify and (found := xxhash.xxh3_64_intdigest(image)) != int(columns.hashes[row]):
             raise CorruptSample(columns.key(row), self.shards[shard].name, int(columns.hashes[row]), found)
         return image
 
+    def fetch_ahead(
+        self, plan: Plan, consumed: int = 0, *, world: int = 1, rank: int = 0, node_ranks: Sequence[int] | None = None
+    ) -> Ahead:
+        """Bring shards before they are read: call `advance(consumed)` as the plan is walked, `close()` at the end.
+
+        `node_ranks`: the ranks that share this machine's cache. A local set has nothing to bring.
+
+        Raises:
+            ValueError: the cache's limit is smaller than what these ranks read at a time.
+        """
+        ranks = (rank,) if node_ranks is None else tuple(node_ranks)
+        stream = Stream(
+            reads=lambda start, ahead: plan.reads(start, ahead, world, (rank,)),
+            node_reads=lambda start, ahead: plan.reads(start, ahead, world, ranks),
+            consumed=consumed,
+            epoch=plan.samples_per_epoch,
+        )
+        return self.storage.fetch_ahead(self.shards, stream)
+
 
 class ShardSet:
-    """A shard set on disk.
+    """A shard set in a folder, or at any URL that fsspec reads (`https://…`, `s3://…`).
+
+    Shards at a URL come through the folder `cache`, which holds at most `cache_limit` bytes and may be shared by
+    processes and sets; `patience` says how often and how long a request is tried. Then `path` is the set's place in it.
 
     `view` chooses one of the manifest's label views. `labels_file` (csv: key and the label columns) replaces the source
     labels, `split_file` (csv: key, split) the splits; keys that a file does not name are left out.
@@ -214,9 +207,12 @@ class ShardSet:
         view: str | None = None,
         labels_file: str | Path | None = None,
         split_file: str | Path | None = None,
+        cache: str | Path | None = None,
+        cache_limit: int | None = None,
+        patience: "Patience | None" = None,
     ):
-        self.path = Path(path)
-        self.manifest = Manifest.read(self.path)
+        self.storage = open_storage(path, cache=cache, cache_limit=cache_limit, patience=patience)
+        self.path, self.manifest = self.storage.path, self.storage.manifest
         self.view_name = view or self.manifest.label_view
         if self.view_name not in self.manifest.views:
             raise ValueError(
@@ -266,8 +262,10 @@ class ShardSet:
         infos = self.manifest.splits.values() if self._split_file is not None else [self.manifest.splits[name]]
         shards = [shard for info in infos for shard in info.shards]
         whole = self._split_file is None and self._all_mapped(self.manifest.splits[name])
+        if not whole:
+            self.storage.prepare(shards)
         selected = [None if whole else self._select(shard, name) for shard in shards]
-        return Split(self.path, name, self.manifest, self.view, shards, selected, self._label_file)
+        return Split(self.storage, name, self.view, shards, selected, self._label_file)
 
     def _all_mapped(self, info: SplitInfo) -> bool:
         if self.task == "multi-label" and self._label_file is None:
@@ -276,7 +274,7 @@ class ShardSet:
 
     def _select(self, shard: ShardInfo, split: str) -> np.ndarray | None:
         """Rows of a shard that belong to a split and have a class, int32; None for all of them."""
-        columns = open_columns(self.path, shard, len(self.manifest.label_columns))
+        columns = self.storage.columns(shard, len(self.manifest.label_columns))
         keep = np.ones(len(columns), bool)
         if self._split_file is not None:
             keep &= self._split_file.member(columns.sample_ids, split)
@@ -291,17 +289,6 @@ class ShardSet:
 def view_is_default(shard_set: ShardSet) -> bool:
     """Whether the set is read under the view that its manifest names as the default."""
     return shard_set.view_name == shard_set.manifest.label_view
-
-
-def open_columns(folder: Path, info: ShardInfo, num_labels: int) -> Columns:
-    """Map the index of a shard and check it against the manifest's entry. ValueError in one line."""
-    columns = read_columns(folder / f"{info.stem}.cols", info.bytes)
-    if len(columns) != info.samples or columns.labels.shape[1] != num_labels:
-        raise ValueError(
-            f"{info.stem}.cols holds {len(columns)} samples of {columns.labels.shape[1]} labels, the manifest says "
-            f"{info.samples} of {num_labels}: it belongs to another set or is altered"
-        )
-    return columns
 
 
 def _lookup_table(view: LabelView) -> np.ndarray:
