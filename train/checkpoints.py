@@ -1,0 +1,115 @@
+"""Checkpoints that survive a crash at any moment: written aside, hashed, fsynced, renamed, `latest` moved last.
+
+A checkpoint is a folder `step-00000123`: DeepSpeed's own files (weights, optimizer), `ema.safetensors` where weights
+are averaged, and `trainer.json`: our state, the ranks and ZeRO stage that wrote it, size and hash of every file. What
+has no whole trainer.json, or a file that does not match, is damaged; the one before it is taken.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import xxhash
+
+from shards.manifest import sync_folder, write_aside
+
+STATE_FILE = "trainer.json"
+LATEST_FILE = "latest"
+PART = ".part"
+
+
+class Engine(Protocol):
+    """What is used of a DeepSpeed engine."""
+
+    def save_checkpoint(self, save_dir: str, tag: str, save_latest: bool) -> Any:
+        """Write this rank's files into save_dir/tag."""
+
+    def load_checkpoint(self, load_dir: str, tag: str) -> Any:
+        """Read them back."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint on disk."""
+
+    path: Path
+    world: int
+    stage: int
+    state: dict[str, Any]
+
+
+def tag_of(step: int) -> str:
+    """Folder name of the checkpoint after `step` steps."""
+    return f"step-{step:08d}"
+
+
+def seal(part: Path, state: Mapping[str, Any], *, world: int, stage: int) -> Path:
+    """Turn a folder NAME.part that all ranks have written into the checkpoint NAME; rank 0 alone calls it."""
+    final = part.with_name(part.name.removesuffix(PART))
+    files = sorted(path for path in part.rglob("*") if path.is_file())
+    for path in files:
+        _sync_file(path)
+    listing = {path.relative_to(part).as_posix(): [path.stat().st_size, _digest(path)] for path in files}
+    record = {"format": 1, "world": world, "stage": stage, "state": dict(state), "files": listing}
+    write_aside(part / STATE_FILE, json.dumps(record).encode())
+    part.rename(final)
+    sync_folder(final.parent)
+    write_aside(final.parent / LATEST_FILE, final.name.encode())
+    return final
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints, and what interrupted writers left."""
+    for path in _tags(folder)[keep:]:
+        shutil.rmtree(path)
+    for path in folder.glob(f"*{PART}"):
+        shutil.rmtree(path)
+
+
+def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest whole checkpoint (None without any), and a line about each damaged one that was passed over."""
+    damaged: list[str] = []
+    for path in _tags(folder):
+        try:
+            return read(path), damaged
+        except ValueError as error:
+            damaged.append(str(error))
+    return None, damaged
+
+
+def read(path: Path) -> Checkpoint:
+    """Check a checkpoint's files against its trainer.json. Raises ValueError naming what is damaged."""
+    try:
+        record = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+        files = record["files"]
+        checkpoint = Checkpoint(path, int(record["world"]), int(record["stage"]), dict(record["state"]))
+    except (OSError, json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise ValueError(f"checkpoint {path.name} is damaged: {STATE_FILE}: {error}") from None
+    for name, (size, digest) in files.items():
+        file = path / name
+        if not file.is_file() or file.stat().st_size != size or _digest(file) != digest:
+            raise ValueError(f"checkpoint {path.name} is damaged: {name} is not what was written")
+    return checkpoint
+
+
+def _tags(folder: Path) -> list[Path]:
+    """Checkpoint folders, newest first."""
+    return sorted((path for path in folder.glob("step-*") if path.name[5:].isdigit()), reverse=True)
+
+
+def _digest(path: Path) -> str:
+    """xxh3 of a file: against damage, not against an adversary."""
+    hasher = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            hasher.update(block)
+    return hasher.hexdigest()
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

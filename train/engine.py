@@ -1,0 +1,134 @@
+"""DeepSpeed, held at arm's length: ranks, process group, engine, whole weights.
+
+`python train/run.py` alone is one rank without ports or a launcher; under `deepspeed` the launcher's environment tells.
+"""
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from train.ds_settings import DeepSpeedSettings
+
+T = TypeVar("T")
+TIMEOUT = timedelta(minutes=30)  # a rank that waits longer for its peers gives up
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Who this process is among its peers."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank writes and speaks."""
+        return self.rank == 0
+
+
+def ranks_from_environment() -> Ranks:
+    """What the launcher set; one rank without it."""
+    return Ranks(*(int(os.environ.get(name, default)) for name, default in _ENVIRONMENT))
+
+
+_ENVIRONMENT = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
+
+
+def device_of(ranks: Ranks) -> torch.device:
+    """The rank's GPU where there is one and DS_ACCELERATOR does not say cpu."""
+    if os.environ.get("DS_ACCELERATOR", "cuda") != "cuda" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", ranks.local_rank)
+
+
+def join(ranks: Ranks, device: torch.device) -> None:
+    """Join the process group: gloo on the CPU, NCCL on GPUs."""
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    import deepspeed
+    from deepspeed.ops import __compatible_ops__
+
+    # Without this the first start on a CPU compiles a shared-memory all-reduce for most of a minute; gloo serves.
+    __compatible_ops__["deepspeed_shm_comm"] = False
+    backend = "gloo" if device.type == "cpu" else "nccl"
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if ranks.world == 1:
+        os.environ.update({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": "1"})
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=TIMEOUT)
+
+
+def leave() -> None:
+    """Leave the process group, if joined."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, settings: DeepSpeedSettings, world: int) -> Any:
+    """The DeepSpeed engine over a model and an optimizer of ours."""
+    import deepspeed
+
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=optimizer, config=settings.resolved(world), dist_init_required=False
+    )
+    return engine
+
+
+def agree(function: Callable[[], T]) -> T:
+    """What `function` returns on rank 0, on every rank; its ValueError or OSError is raised on every rank.
+
+    The result travels between our own processes alone.
+    """
+    answer: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            answer[0] = function()
+        except (ValueError, OSError) as error:
+            answer[1] = str(error)
+    dist.broadcast_object_list(answer, src=0)
+    if answer[1] is not None:
+        raise ValueError(answer[1])
+    return answer[0]
+
+
+def total(values: Tensor) -> Tensor:
+    """Sum over all ranks, in place."""
+    if dist.get_world_size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def gather_first(values: Tensor) -> Tensor:
+    """Tensors [b, …] of one shape on every rank, joined in the order of ranks: [world * b, …] on every rank."""
+    if dist.get_world_size() == 1:
+        return values
+    parts = [torch.empty_like(values) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, values.contiguous())
+    return torch.cat(parts)
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Give every rank the first rank's buffers: BatchNorm's running statistics are rank 0's, as in torch's DDP."""
+    if dist.get_world_size() > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, src=0)
+
+
+def whole_state(engine: Any) -> dict[str, Tensor]:
+    """The model's state on the CPU, whole at every ZeRO stage, in copies of our own. All ranks call it."""
+    module = engine.module
+    if engine.zero_optimization_stage() < 3:
+        return {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(list(module.parameters()), modifier_rank=None):
+        return {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}
