@@ -129,8 +129,8 @@ def extract(
             _refuse_silent(taps, outputs)
             for name in taps:
                 parts[name].append(pooled(outputs[name]).float().cpu().numpy()[keep])
-            labels.append(np.asarray(batch_labels.cpu())[keep])
-            ids.append(np.asarray(batch_ids.cpu())[keep].view(np.uint64))
+            labels.append(batch_labels.cpu().numpy()[keep])
+            ids.append(batch_ids.cpu().numpy()[keep].view(np.uint64))
             seen += int(keep.sum())
             if limit is not None and seen >= limit:
                 break
@@ -180,7 +180,7 @@ def first_tensor(value: object) -> Tensor:
 
 
 def _kept(valid: Tensor, room: int | None) -> np.ndarray:
-    keep = np.array(valid.cpu(), dtype=bool)
+    keep = valid.cpu().numpy().astype(bool)
     if room is not None:
         keep &= np.cumsum(keep) <= room
     return keep
