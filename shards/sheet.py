@@ -106,7 +106,7 @@ def _draw_examples(
     figure.text(0.99, 0.985, f"{manifest.task} · {depth}{more}", ha="right", va="top", fontsize=9, color="#555555")
 
 
-def _wrap(name: str, width: int = 18) -> str:
+def _wrap(name: str, width: int = 16) -> str:
     words, lines = name.split(), [""]
     for word in words:
         if lines[-1] and len(lines[-1]) + 1 + len(word) > width:
@@ -139,7 +139,7 @@ def _draw_proof(axis: Axes, manifest: Manifest, splits: Sequence[Split]) -> None
     """What two splits share, counted from the indices rather than believed of the manifest."""
     axis.set_axis_off()
     axis.set_title("Shared between splits", loc="left", fontsize=11, weight="bold", x=0.06)
-    lines: list[tuple[str, ...]] = [("", "samples", "groups", "equal images")]
+    lines: list[tuple[str, ...]] = [("", "samples", "groups", "images")]
     ids = {split.name: split.rows(np.arange(split.num_samples)) for split in splits}
     for first, second in [(a, b) for i, a in enumerate(ids) for b in list(ids)[i + 1 :]]:
         left, right = ids[first], ids[second]
