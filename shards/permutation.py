@@ -6,7 +6,7 @@ A Feistel network over mixed radices: x = left·b + right with left in 0..a-1, r
     right <- right + F(key, round, left)   mod b
 
 Each line can be undone whatever F is, so all together is a bijection of 0..a·b-1. With a = ⌈√n⌉ and b = ⌈n/a⌉ that is
-less than a more than n (for small n, 16 x 16); a value that lands outside is sent through again until it is inside
+less than a more than n (for small n, 8 x 8); a value that lands outside is sent through again until it is inside
 (cycle walking), which is again a bijection. Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002.
 Six rounds, because Patarin ("Security of random Feistel schemes with 5 or more rounds", CRYPTO 2004) finds five or
 more enough even for one who sees nearly the whole table, as an epoch does. F is a statistical hash, not a
@@ -20,9 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 ROUNDS = 6
-SMALLEST_SIDE = np.uint64(
-    16
-)  # on narrower domains the few round functions leave some permutations out; walking mends that
+SMALLEST_SIDE = np.uint64(8)  # on 4 x 4 some permutations come too often, which a chi-square test sees
 CHUNK = 1 << 14  # indices worked on at a time: the scratch arrays stay within a core's cache
 
 Words = NDArray[np.uint64]
@@ -118,7 +116,7 @@ def _add(words: Words, amount: Words, modulus: Words) -> Words:
 
 
 def _scaled_hash(words: Words, keys: Words, turn: int, modulus: Words) -> Words:
-    """F: the upper 32 bits of a hash of (key, turn, word), scaled to 0..modulus-1 by a product instead of a division."""
+    """F: the upper 32 bits of a hash of (key, turn, word), scaled to 0..modulus-1 by a product, not a division."""
     hashed = words * GOLDEN + (keys + TURNS[turn])
     hashed ^= hashed >> MIX[0]
     hashed *= MIX[1]

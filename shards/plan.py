@@ -1,4 +1,4 @@
-"""The plan: which sample comes when, on which rank. A pure function, without state that a checkpoint would have to keep.
+"""The plan: which sample comes when, on which rank. A pure function, with no state that a checkpoint must keep.
 
 The run is one endless stream of samples, numbered from 0; the number is "samples consumed", and it is all that a
 checkpoint stores. Sample s of the stream lies in epoch s div M at index s mod M, where M depends on the tail of an
@@ -177,7 +177,8 @@ def check_world(global_batch: int, world: int) -> None:
     below = global_batch // world * world if world >= 1 else 0
     batches = [batch for batch in (below, below + world) if batch >= 1]
     raise ValueError(
-        f"world size {world} does not divide the global batch {global_batch}: use {_either(nearest)} ranks"
+        f"world size {world} does not divide the global batch {global_batch}: use {_either(nearest)} rank"
+        + ("s" if nearest != [1] else "")
         + (f", or a global batch of {_either(batches)}" if batches else "")
     )
 
