@@ -1,7 +1,8 @@
 """How far the weights went: L2 distances between two states of one model, layer group by layer group.
 
-Weights, biases, norm layers and buffers are told apart, because they live on different scales: a norm's gain starts at
-1, a bias at 0, and running statistics follow the data, not the gradient. Every distance is that of its own tensors alone.
+Weights, biases, norm layers and buffers are told apart, because they live on different scales: a norm's gain starts
+at 1, a bias at 0, and running statistics follow the data, not the gradient. Every distance is that of its own tensors
+alone.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -2,8 +2,8 @@
 
 A model is cut into units: the outermost modules whose state belongs to one layer group (or that have no state). One
 recorded pass keeps each unit's output; a pass with a group exchanged then answers, for every unit that ran before the
-group's first, with the recorded output. What stands between units (additions, reshapes) runs as always, so this holds for any
-model that calls its modules. With L groups of equal cost, L passes cost about L / 2.
+group's first, with the recorded output. What stands between units (additions, reshapes) runs as always, so this holds
+for any model that calls its modules. With L groups of equal cost, L passes cost about L / 2.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +15,10 @@ from torch import Tensor, nn
 
 
 class Replay:
-    """Runs a model on one batch again and again with layer groups exchanged; `reuse=False` computes every pass whole."""
+    """Runs a model on one batch again and again with layer groups exchanged.
+
+    `reuse=False` computes every pass whole: the slow way to the same digits.
+    """
 
     def __init__(self, model: nn.Module, groups: Mapping[str, Sequence[str]], *, reuse: bool = True):
         self.model, self.groups, self.reuse = model, dict(groups), reuse
@@ -23,9 +26,7 @@ class Replay:
         self._modified: set[nn.Module] = set()  # units whose output somebody changes in place afterwards
         self._events: list[tuple[nn.Module, Tensor | None]] = []
 
-    def run(
-        self, images: Tensor, exchanges: Mapping[str, Mapping[str, Tensor]]
-    ) -> Iterator[tuple[str | None, Tensor]]:
+    def run(self, images: Tensor, exchanges: Mapping[str, Mapping[str, Tensor]]) -> Iterator[tuple[str | None, Tensor]]:
         """Yield (None, output of the model as it is), then (group, output with that group's tensors exchanged).
 
         `exchanges` maps group -> {state-dict key: tensor}; the model is as before after each step.
@@ -38,7 +39,7 @@ class Replay:
         self._events = []
 
     def _record(self, images: Tensor) -> Tensor:
-        """The plain pass, with every unit's output kept; a second time if an output was changed in place after the first."""
+        """The plain pass, with every unit's output kept; run again if one was changed in place after the first."""
         before = len(self._modified)
         self._events, versions = [], []
 
@@ -74,7 +75,7 @@ class Replay:
             answers.setdefault(unit, []).append(kept)
         try:
             for unit, outputs in answers.items():
-                unit.forward = _answering(unit.forward, outputs, clone=unit in self._modified)  # type: ignore[method-assign]
+                unit.forward = _answering(unit.forward, outputs, clone=unit in self._modified)
             yield
         finally:
             for unit in answers:
@@ -115,7 +116,7 @@ def exchanged(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]
 
 
 def _units(model: nn.Module, groups: Mapping[str, Sequence[str]]) -> tuple[dict[nn.Module, str | None], set[str]]:
-    """Outermost modules of one group -> its name (None without state); and the groups with parameters outside any unit."""
+    """Outermost modules of one group -> its name (None without state); and groups with parameters outside any unit."""
     group_of = {key: group for group, keys in groups.items() for key in keys}
     units: dict[nn.Module, str | None] = {}
     bare: set[str] = set()

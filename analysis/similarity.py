@@ -3,14 +3,15 @@
 Legend: n images, d features of a layer, L layers, HSIC the Hilbert-Schmidt independence criterion.
 
 Linear CKA of X [n, d1] and Y [n, d2] is HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) with K = X X^T, L = Y Y^T (Kornblith
-et al., 2019). With few images and many features the plain (biased) HSIC is far above zero for unrelated features; the unbiased
-HSIC_1 (Song et al., 2012, eq. 5) is not:
+et al., 2019). With few images and many features the plain (biased) HSIC is far above zero for unrelated features; the
+unbiased HSIC_1 (Song et al., 2012, eq. 5) is not:
 
     HSIC_1 = [tr(K~ L~) + (1^T K~ 1)(1^T L~ 1) / ((n-1)(n-2)) - 2 / (n-2) 1^T K~ L~ 1] / (n (n-3))
 
 with K~ = K of a zeroed diagonal. It is the inner product of U-centred matrices (Szekely and Rizzo, 2014), so L layers
-need L centred matrices and one product V V^T, V [L, n^2], in place of L^2 pairs of Grams. Where n is large the same number comes from feature space, since
-tr(K~ L~) = |X^T Y|^2 - sum_i |x_i|^2 |y_i|^2 and the row sums of K~ are x_i . sum_j x_j - |x_i|^2.
+need L centred matrices and one product V V^T, V [L, n^2], in place of L^2 pairs of Grams. Where n is large the same
+number comes from feature space, since tr(K~ L~) = |X^T Y|^2 - sum_i |x_i|^2 |y_i|^2 and the row sums of K~ are x_i .
+sum_j x_j - |x_i|^2.
 """
 
 from collections.abc import Sequence
@@ -56,7 +57,7 @@ def hsic_of_grams(grams: Array, *, biased: bool = False) -> Float64:
 
 
 def linear_gram(features: Array) -> Float64:
-    """Return K = X X^T [n, n] of features [n, ...] whose columns are centred first, which spares digits and leaves CKA."""
+    """Return K = X X^T [n, n] of features [n, ...] whose columns are centred first: CKA stays, digits are spared."""
     flat = np.asarray(features, np.float64).reshape(len(features), -1)
     flat = flat - flat.mean(0)
     return flat @ flat.T
@@ -106,7 +107,7 @@ def hsic_in_features(layers: Sequence[Array], rows: int = 4096) -> Float64:
 
 
 def hsic_in_tiles(layers: Sequence[Array], tile_bytes: int = TILE_BYTES) -> Float64:
-    """Return HSIC_1 [L, L] of layers [n, d_i] from Gram matrices of which only a strip of rows exists at a time.
+    """Return HSIC_1 [L, L] of layers [n, d_i] from Grams of which only a strip of rows exists at a time.
 
     The strip holds [L, rows, n] float64 within `tile_bytes`; beside it stand the centred features [n, d_i] of one layer.
     """

@@ -106,7 +106,7 @@ def test_order_of_images_changes_nothing(layers):
 
 
 def test_minibatch_sums_before_it_divides():
-    """Class-sorted data: averaged ratios of its batches miss what the whole set shows; sums over keyed batches do not."""
+    """Class-sorted data: averaged ratios of its batches miss what the whole set shows, summed keyed batches do not."""
     generator = np.random.default_rng(8)
     labels = np.repeat(np.arange(8), 64)
     centres = generator.normal(size=(8, 20)) * 6

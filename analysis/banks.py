@@ -1,0 +1,206 @@
+"""Feature banks: pooled activations of all layers of one state on one split, memory-mapped, made once and reused.
+
+    FOLDER/<digest>/  bank.json  labels.npy  sample_ids.npy  layer-000.npy …   float32 [images, features]
+
+The digest covers weights, data, transform, layers and limit, so an analysis meets only features of its own question.
+One pass over the images fills all layers; rows are flushed as they come, and an interrupted extraction goes on where
+it stopped. Memory holds one batch, whatever the number of images: 300,000 images of 25 layers are 12 GB on disk.
+Transformers with a class token are kept as class token and patch mean side by side; `Bank.layer` gives either or
+both.
+"""
+
+import fcntl
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from analysis.results import digest_of
+from shards.manifest import write_aside
+from train.hooks import HOWS, Layout, Tap, evaluating, layout_of, pool, tapped
+
+BANK_FILE = "bank.json"
+FLUSH_BATCHES = 32
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Features of n images, in the split's stored order."""
+
+    layers: dict[str, np.ndarray]  # float32[n, d], memory-mapped
+    doubled: frozenset[str]  # layers that hold class token and patch mean side by side
+    labels: np.ndarray  # int64[n], or float32[n, classes] with NaN for ignored labels
+    sample_ids: np.ndarray  # uint64[n]
+
+    def layer(self, name: str, how: str = "auto") -> np.ndarray:
+        """float32[n, d] of one layer: "cls", "mean" or "both" where it has both; "auto" is cls."""
+        if how not in HOWS:
+            raise ValueError(f"unknown pooling {how!r}; known: {', '.join(HOWS)}")
+        array = self.layers[name]
+        if name not in self.doubled or how == "both":
+            return array
+        half = array.shape[1] // 2
+        return array[:, half:] if how == "mean" else array[:, :half]
+
+    @property
+    def num_images(self) -> int:
+        """How many images there are."""
+        return len(self.sample_ids)
+
+
+def open_bank(
+    folder: Path,
+    key: Mapping[str, Any],
+    model: nn.Module,
+    taps: Mapping[str, Tap],
+    loader_from: Callable[[int], Iterable[Any]],
+    num_images: int,
+    *,
+    device: torch.device | str = "cpu",
+    autocast: torch.dtype | None = None,
+    name: str = "features",
+) -> Bank:
+    """The bank of `key` under `folder`, extracted now where it is not there or not whole.
+
+    `loader_from(consumed)` gives batches (images, labels, sample ids, valid) from that image of the split on; it is
+    called only where something is missing, and so is the model, in evaluation mode. Masked images are left out.
+
+    Raises ValueError where no image is valid or a layer is never called.
+    """
+    place = folder / digest_of({**key, "layers": list(taps), "images": num_images})[:16]
+    place.mkdir(parents=True, exist_ok=True)
+    with _locked(place):
+        state = _read_state(place, taps)
+        if not state["complete"]:
+            writer = _Writer(place, key, list(taps), num_images, state)
+            _fill(writer, model, taps, loader_from, device, autocast, name)
+            state = writer.finish()
+    rows = state["rows"]
+    layers = {tap: np.load(place / file, mmap_mode="r")[:rows] for tap, file in _files(taps).items()}
+    labels, ids = (np.load(place / f"{column}.npy", mmap_mode="r")[:rows] for column in ("labels", "sample_ids"))
+    return Bank(layers, frozenset(state["doubled"]), np.array(labels), np.array(ids))
+
+
+class _Writer:
+    """Columns on disk that grow row by row; `state` is what bank.json says."""
+
+    def __init__(self, place: Path, key: Mapping[str, Any], names: Sequence[str], num_images: int, state: dict):
+        self.place, self.key, self.num_images, self.state = place, dict(key), num_images, state
+        self.files = {**_files(names), "labels": "labels.npy", "sample_ids": "sample_ids.npy"}
+        self.columns: dict[str, np.memmap] = {}
+
+    def add(self, blocks: Mapping[str, np.ndarray], consumed: int, doubled: Iterable[str]) -> None:
+        """Append one batch's valid rows; `consumed` images of the split are behind it."""
+        if not self.columns:
+            self.state["doubled"] = sorted(doubled)
+            self.columns = {column: self._open(column, block) for column, block in blocks.items()}
+        first = self.state["rows"]
+        for column, block in blocks.items():
+            self.columns[column][first : first + len(block)] = block
+        self.state.update(rows=first + len(blocks["labels"]), consumed=consumed)
+
+    def _open(self, column: str, block: np.ndarray) -> np.memmap:
+        path = self.place / self.files[column]
+        if self.state["rows"]:
+            return np.lib.format.open_memmap(path, mode="r+")
+        shape = (self.num_images, *block.shape[1:])
+        return np.lib.format.open_memmap(path, mode="w+", dtype=block.dtype, shape=shape)
+
+    def flush(self) -> None:
+        """Make what was added durable, then say so."""
+        for column in self.columns.values():
+            column.flush()
+        write_aside(self.place / BANK_FILE, json.dumps({**self.state, "key": self.key}, default=str).encode())
+
+    def finish(self) -> dict:
+        """Close the bank. Raises ValueError for one without a row."""
+        if not self.state["rows"]:
+            raise ValueError("no valid image came out of the loader: is the split empty, or every image damaged?")
+        self.state["complete"] = True
+        self.flush()
+        self.columns = {}
+        return self.state
+
+
+def _fill(
+    writer: _Writer,
+    model: nn.Module,
+    taps: Mapping[str, Tap],
+    loader_from: Callable[[int], Iterable[Any]],
+    device: torch.device | str,
+    autocast: torch.dtype | None,
+    name: str,
+) -> None:
+    layout, consumed, total = layout_of(model), writer.state["consumed"], writer.num_images
+    model.to(device)
+    kind = torch.device(device).type
+    bar = tqdm(total=total, initial=consumed, desc=name, unit="img", disable=None, dynamic_ncols=True)
+    try:
+        with evaluating(model), tapped(model, taps) as outputs, torch.inference_mode(), bar:
+            for count, (images, labels, ids, valid) in enumerate(loader_from(consumed)):
+                room = total - consumed
+                keep = np.array(valid.cpu(), bool) & (np.arange(len(ids)) < room)
+                outputs.clear()
+                with torch.autocast(kind, dtype=autocast, enabled=autocast is not None):
+                    model(images.to(device))
+                pooled, doubled = _pooled(outputs, taps, layout)
+                blocks = {tap: array[keep] for tap, array in pooled.items()}
+                blocks |= {
+                    "labels": np.asarray(labels.cpu())[keep],
+                    "sample_ids": np.asarray(ids.cpu())[keep].view(np.uint64),
+                }
+                step = min(len(ids), room)
+                consumed += step
+                writer.add(blocks, consumed, doubled)
+                bar.update(step)
+                if consumed >= total:
+                    break
+                if count % FLUSH_BATCHES == FLUSH_BATCHES - 1:
+                    writer.flush()
+    except BaseException:
+        if writer.columns:
+            writer.flush()  # what is there is right: the next call goes on from here
+        raise
+
+
+def _pooled(
+    outputs: Mapping[str, torch.Tensor], taps: Mapping[str, Tap], layout: Layout
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    silent = [tap for tap in taps if tap not in outputs]
+    if silent:
+        raise ValueError(f"the forward pass never called {', '.join(silent)}: leave these layers out with --layers")
+    both = {tap: pool(outputs[tap], "both", layout) for tap in taps}
+    doubled = [tap for tap in taps if both[tap].shape[1] == 2 * pool(outputs[tap], "mean", layout).shape[1]]
+    return {tap: tensor.float().cpu().numpy() for tap, tensor in both.items()}, doubled
+
+
+def _files(names: Iterable[str]) -> dict[str, str]:
+    return {name: f"layer-{number:03d}.npy" for number, name in enumerate(names)}
+
+
+def _read_state(place: Path, taps: Mapping[str, Tap]) -> dict:
+    """What bank.json says, if it and its columns are readable; else the state of an empty bank."""
+    empty = {"rows": 0, "consumed": 0, "doubled": [], "complete": False}
+    try:
+        state = json.loads((place / BANK_FILE).read_text(encoding="utf-8"))
+        for file in [*_files(taps).values(), "labels.npy", "sample_ids.npy"]:
+            if len(np.load(place / file, mmap_mode="r")) < state["rows"]:
+                return empty
+        return {name: state[name] for name in empty}
+    except (OSError, ValueError, KeyError, EOFError):
+        return empty
+
+
+@contextmanager
+def _locked(place: Path) -> Iterator[None]:
+    """Two analyses that want one bank: the second waits, then finds it whole."""
+    with (place / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,186 @@
+"""Centred kernel alignment of all layer groups with all: what training kept, and where.
+
+    python analysis/cka.py RUN [--split test] [--features pooled|tokens] [--against RUN2]
+
+Three matrices: start with start, end with start, end with end; with `--against`, the ends of two runs (any two models
+of the same shard set). Linear and unbiased, once over the whole split and once from mini-batches whose HSIC is summed
+before the division; with a null level (shuffled images), a ceiling (two halves of a layer's features) and second
+opinions for each layer with itself. `--features tokens` compares unpooled activations, by mini-batches alone: they
+are never stored. Writes analysis/cka.json and cka.svg (cka-NAME.json with `--against`).
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from analysis.charts import heat_map, standalone
+from analysis.opinions import cca_r2, ceiling, image_halves, null_level, procrustes
+from analysis.results import write_result
+from analysis.session import Session, announce, launch, parser, table
+from analysis.similarity import cka_of_hsic, hsic_of_layers, minibatch_hsic
+from analysis.tokens import token_hsic
+
+CAPTION = "linear CKA with the unbiased HSIC_1 (Song et al., 2012), 1 = same up to rotation and scale, 0 = unrelated"
+
+
+def main(args: argparse.Namespace) -> None:
+    """Extract or find the features, compare, write, tell."""
+    session = Session(args)
+    other = _other(args, session)
+    sides = _sides(session, other)
+    name = "cka" if other is None else f"cka-{other.run.name}"
+    if args.features == "tokens":
+        name += "-tokens"
+    request = session.request(
+        *session.states,
+        features=args.features,
+        pool=args.pool if args.features == "pooled" else None,
+        minibatch=args.minibatch,
+        against=other.request("end") if other is not None else None,
+    )
+    if session.answered(name, request):
+        return
+    if args.features == "tokens":
+        values = of_tokens(sides, args.minibatch, args.seed)
+    else:
+        values = of_pooled(sides, args.pool, args.minibatch, args.seed)
+    values = {"about": CAPTION, "features": args.features, "sides": _labels(sides), **values}
+    path = write_result(session.out, name, request, values, standalone(figure(values)))
+    announce(path, text(values))
+
+
+Side = tuple[str, Session, str]  # what it is called, whose it is, which state
+
+
+def _other(args: argparse.Namespace, session: Session) -> Session | None:
+    if args.against is None:
+        return None
+    other = Session(argparse.Namespace(**{**vars(args), "run": args.against, "model": None, "out": None}))
+    if other.shards.digest != session.shards.digest:
+        raise ValueError(
+            f"{args.against} and {args.run} are of different shard sets: CKA wants the same images, give --shards DIR"
+        )
+    return other
+
+
+def _sides(session: Session, other: Session | None) -> list[Side]:
+    if other is not None:
+        return [(f"end of {other.run.name}", other, "end"), (f"end of {session.run.name}", session, "end")]
+    return [(which, session, which) for which in session.states]
+
+
+def _labels(sides: Sequence[Side]) -> dict[str, list[str]]:
+    return {name: list(session.taps) for name, session, _ in sides}
+
+
+def of_pooled(sides: Sequence[Side], how: str, minibatch: int, seed: int) -> dict[str, Any]:
+    """CKA of pooled features: whole split, mini-batches, and what frames the values of a layer with itself."""
+    banks = [(name, session.bank(state), list(session.taps)) for name, session, state in sides]
+    ids = banks[0][1].sample_ids
+    if any(not np.array_equal(bank.sample_ids, ids) for _, bank, _ in banks):
+        raise ValueError("the two sides saw different images: is an image damaged? check the shards")
+    arrays = [bank.layer(layer, how) for _, bank, layers in banks for layer in layers]
+    whole, way = hsic_of_layers(arrays)
+    batched = minibatch_hsic(arrays, ids, batch=minibatch, seed=seed)
+    sizes = [(name, len(layers)) for name, _, layers in banks]
+    values = {
+        "pooling": how,
+        "images": len(ids),
+        "computed": way,
+        "whole": blocks(cka_of_hsic(whole), sizes),
+        "minibatch": blocks(cka_of_hsic(batched), sizes),
+    }
+    if len(banks) == 2 and banks[0][2] == banks[1][2]:
+        pairs = {layer: (banks[0][1].layer(layer, how), banks[1][1].layer(layer, how)) for layer in banks[0][2]}
+        values["same_layer"] = {layer: frame(*pair, seed) for layer, pair in pairs.items()}
+    return values
+
+
+def of_tokens(sides: Sequence[Side], minibatch: int, seed: int) -> dict[str, Any]:
+    """CKA of unpooled activations from mini-batches: Grams are made as the activations pass."""
+    hsic, images = token_hsic([(session, state) for _, session, state in sides], minibatch, seed)
+    sizes = [(name, len(session.taps)) for name, session, _ in sides]
+    return {"pooling": None, "images": images, "minibatch": blocks(cka_of_hsic(hsic), sizes)}
+
+
+def frame(first: np.ndarray, second: np.ndarray, seed: int) -> dict[str, Any]:
+    """What a layer's CKA with itself is to be read against, and other measures of the same question."""
+    return {
+        "null": null_level(first, second, seed=seed),
+        "ceiling": ceiling(second, seed=seed),
+        "image_halves": image_halves(first, second, seed=seed),
+        "procrustes": procrustes(first, second),
+        "cca_r2": cca_r2(first, second),
+    }
+
+
+def blocks(matrix: np.ndarray, sizes: Sequence[tuple[str, int]]) -> dict[str, np.ndarray]:
+    """Cut [sum L, sum L] into "a-a", "b-a", "b-b": rows of the first name, columns of the second."""
+    ends = np.cumsum([0, *(size for _, size in sizes)])
+    cut = {}
+    for i, (row, _) in enumerate(sizes):
+        for j, (column, _) in enumerate(sizes[: i + 1]):
+            cut[f"{row}-{column}"] = matrix[ends[i] : ends[i + 1], ends[j] : ends[j + 1]]
+    return cut
+
+
+def pairs(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(rows, columns) of the matrices, in the order of the figure."""
+    names = list(values["sides"])
+    return [(names[0], names[0])] if len(names) == 1 else [(names[0],) * 2, (names[1], names[0]), (names[1],) * 2]
+
+
+def maps(values: Mapping[str, Any], kind: str) -> list[str]:
+    """One heat map a matrix."""
+    made = []
+    for row, column in pairs(values):
+        matrix = np.array(values[kind][f"{row}-{column}"], np.float64)
+        title = f"{row} with {column}"
+        sides = values["sides"]
+        made.append(heat_map(matrix, sides[row], sides[column], title=title, x_title=column, y_title=row))
+    return made
+
+
+def figure(values: Mapping[str, Any]) -> str:
+    """The matrices side by side."""
+    made = maps(values, "whole" if "whole" in values else "minibatch")
+    placed, x, tall = [], 0.0, 0.0
+    for svg in made:
+        wide, high = (float(svg.split(f' {side}="')[1].split('"')[0]) for side in ("width", "height"))
+        placed.append(svg.replace("<svg ", f'<svg x="{x:.0f}" ', 1))
+        x, tall = x + wide + 10, max(tall, high)
+    about = f"{len(made)} matrices of {CAPTION}"
+    return (
+        f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {x:.0f} {tall:.0f}" width="{x:.0f}" '
+        f'height="{tall:.0f}" role="img" aria-label="{about}">{"".join(placed)}</svg>'
+    )
+
+
+def text(values: Mapping[str, Any]) -> list[str]:
+    """Each layer with itself (or of one side with the nearest depth of the other) for the console."""
+    names = list(values["sides"])
+    if len(names) == 1:
+        return [f"{values['images']} images, layers of one state with each other"]
+    row, column = names[1], names[0]
+    kinds = [kind for kind in ("whole", "minibatch") if kind in values]
+    matrices = [np.array(values[kind][f"{row}-{column}"], np.float64) for kind in kinds]
+    if values["sides"][row] != values["sides"][column]:
+        return [f"{values['images']} images, {len(matrices[0])} layers of {row} with {len(matrices[0].T)} of {column}"]
+    rows = [[f"{row} with {column}", *kinds]]
+    for i, layer in enumerate(values["sides"][row]):
+        rows.append([layer, *(f"{matrix[i, i]:.4f}" for matrix in matrices)])
+    return table(rows)
+
+
+if __name__ == "__main__":
+    made = parser(__doc__)
+    made.add_argument("--features", choices=("pooled", "tokens"), default="pooled", help="default pooled")
+    made.add_argument(
+        "--pool", choices=("auto", "cls", "mean", "both"), default="auto", help="of token layers (default auto: cls)"
+    )
+    made.add_argument("--minibatch", type=int, default=64, help="images of a mini-batch (default 64)")
+    made.add_argument("--against", type=Path, help="another run of the same shard set: ends are compared")
+    launch(made, main)

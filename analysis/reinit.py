@@ -1,0 +1,97 @@
+"""Which layers matter: each layer group put back to its start (or drawn anew), the rest as trained, tested again.
+
+    python analysis/reinit.py RUN [--to start|random]
+
+`start` puts the group's tensors of step 0 back (analysis/reinit.json), `random` draws them from the default
+initialisation (analysis/rerand.json). The first row is the untouched model. The images are decoded once, and what
+lies before the exchanged group is computed once.
+"""
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from analysis.charts import Panel, Series, lines, number, standalone, values_or_gaps
+from analysis.replay import Replay
+from analysis.results import write_result
+from analysis.session import Session, announce, launch, parser, table
+from train.models import build, recipe_of
+
+NAMES = {"start": "reinit", "random": "rerand"}
+CAPTIONS = {
+    "start": "test metrics with one layer group put back to its start, the rest as trained",
+    "random": "test metrics with one layer group drawn from the default initialisation, the rest as trained",
+}
+
+
+def main(args: argparse.Namespace) -> None:
+    """Exchange group by group, write, tell."""
+    session, name = Session(args), NAMES[args.to]
+    states = ("start", "end") if args.to == "start" else ("end",)
+    request = session.request(*states, to=args.to)
+    if session.answered(name, request):
+        return
+    source = session.state("start") if args.to == "start" else build(recipe_of(session.model), args.seed).state_dict()
+    exchanges = {group: {key: source[key] for key in keys} for group, keys in session.groups.items()}
+    rows = exchanged_metrics(session, exchanges)
+    values = {"about": CAPTIONS[args.to], "target": session.target, "baseline": rows.pop(None), "layers": rows}
+    path = write_result(session.out, name, request, values, standalone(figure(values)))
+    announce(path, text(values))
+
+
+def exchanged_metrics(
+    session: Session, exchanges: Mapping[str, Mapping[str, Tensor]], *, reuse: bool = True
+) -> dict[str | None, dict[str, float]]:
+    """{None: metrics as trained, group: metrics with that group's tensors exchanged} over the session's split."""
+    model, split = session.holding("end"), session.split()
+    replay = Replay(model, session.groups, reuse=reuse)
+    outputs: dict[str | None, list[np.ndarray]] = {}
+    labels: list[np.ndarray] = []
+    seen, total = 0, session.num_images(split)
+    multi_label = session.shards.task == "multi-label"
+    with tqdm(total=total, desc=f"{session.run.name} exchanged", unit="img", disable=None) as bar:
+        for images, truth, ids, valid in session.loader(split):
+            keep = np.array(valid.cpu(), bool) & (np.arange(len(ids)) < total - seen)
+            with session.autocast():
+                for group, logits in replay.run(images.to(session.device), exchanges):
+                    scores = logits.double().sigmoid() if multi_label else logits.double().softmax(1)
+                    outputs.setdefault(group, []).append(scores.cpu().numpy()[keep])
+            labels.append(np.asarray(truth.cpu())[keep])
+            bar.update(min(len(ids), total - seen))
+            seen += len(ids)
+            if seen >= total:
+                break
+    truth = np.concatenate(labels)
+    return {group: session.metrics(truth, np.concatenate(parts)) for group, parts in outputs.items()}
+
+
+def figure(values: Mapping[str, Any]) -> str:
+    """Target metric after the exchange by layer; the untouched model's as a level."""
+    target, layers = values["target"], list(values["layers"])
+    found = values_or_gaps({layer: row[target] for layer, row in values["layers"].items()}, layers)
+    level = values["baseline"][target]
+    levels = [(float("nan") if level is None else level, "as trained", 1)]
+    panel = Panel(values["about"], [Series("exchanged", range(len(layers)), found)], target, levels, height=220)
+    return lines([panel], categories=layers, x_title="layer group exchanged · dotted: as trained")
+
+
+def text(values: Mapping[str, Any]) -> list[str]:
+    """The table for the console."""
+    target = values["target"]
+    rows = [["exchanged", target], ["nothing", number(values["baseline"][target])]]
+    rows += [[layer, number(row[target])] for layer, row in values["layers"].items()]
+    return table(rows)
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    made = parser(__doc__)
+    made.add_argument(
+        "--to", choices=tuple(NAMES), default="start", help="what the group's tensors become (default start)"
+    )
+    launch(made, main)

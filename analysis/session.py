@@ -1,0 +1,245 @@
+"""What the scripts share: their flags, the opened run, its data and models, and features by state and split."""
+
+import argparse
+import difflib
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from analysis.banks import Bank, open_bank
+from analysis.results import digest_of_state, find_result
+from shards.errors import run_cli
+from shards.loader import Loader
+from shards.shardset import ShardSet, Split
+from shards.transforms import Transform, eval_transform
+from train.evaluation import AUTOCAST
+from train.hooks import Tap
+from train.layers import embedding_tap, layer_groups, taps
+from train.metrics import UndefinedMetric, evaluate
+from train.rundir import Run, open_run
+
+EMBEDDING = "embedding"
+RESIZE_SHARE = 256 / 224  # short side before the center crop, where no config says otherwise
+
+
+def parser(description: str, *, split: str = "test") -> argparse.ArgumentParser:
+    """A parser with the flags of every analysis."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("run", type=Path, help="run directory, .safetensors file or DeepSpeed checkpoint folder")
+    made.add_argument("--shards", type=Path, help="shard set; default: the one of the training")
+    made.add_argument("--model", help="timm name, for weights that do not say what they are of")
+    made.add_argument(
+        "--weights", choices=("best", "last"), default="best", help="end of a run directory (default best)"
+    )
+    made.add_argument("--split", default=split, help=f"images to look at (default {split})")
+    made.add_argument(
+        "--limit", type=_positive, help="at most so many images of a split, the first as stored (shuffled)"
+    )
+    made.add_argument("--layers", help="layer groups, by commas; default: all")
+    made.add_argument("--out", type=Path, help="folder for results; default: analysis/ in the run directory")
+    made.add_argument("--batch", type=_positive, default=64, help="images a forward pass (default 64)")
+    made.add_argument("--workers", type=_positive, default=2, help="decoding threads (default 2)")
+    made.add_argument("--device", help="cpu or cuda; default: cuda where there is one")
+    made.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the forward passes")
+    made.add_argument("--seed", type=int, default=0, help="of everything that is drawn (default 0)")
+    made.add_argument("--force", action="store_true", help="work it out again, even if it is there")
+    made.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return made
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return int(text)
+
+
+def launch(made: argparse.ArgumentParser, main: Callable[[argparse.Namespace], int | None]) -> NoReturn:
+    """Parse the command line and run `main`; a user's mistake ends in one line."""
+    args = made.parse_args()
+    run_cli(lambda: main(args), debug=args.debug)
+
+
+class Session:
+    """One run, opened for questions. States are "start" and "end"; nothing is read before it is needed."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.args = args
+        self.run: Run = open_run(args.run, args.shards, args.model)
+        self.out: Path = args.out or self.run.out_dir
+        self.device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._states: dict[str, dict[str, Tensor]] = {}
+
+    @cached_property
+    def shards(self) -> ShardSet:
+        """The run's shard set."""
+        return self.run.shards
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The architecture, whatever weights it holds now, in evaluation mode."""
+        return self.run.build_model()
+
+    @cached_property
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """The layer groups that were asked for -> their state-dict keys."""
+        found = layer_groups(self.model)
+        return {name: found[name] for name in choose(list(found), self.args.layers)}
+
+    @property
+    def taps(self) -> dict[str, nn.Module]:
+        """Layer group -> the module whose output stands for it, for the groups that were asked for."""
+        return {name: tap for name, tap in taps(self.model).items() if name in self.groups}
+
+    def state(self, which: str) -> dict[str, Tensor]:
+        """The weights of "start" or "end".
+
+        Raises ValueError for a start that this run does not have.
+        """
+        if which not in self._states:
+            self._states[which] = self.run.init_state() if which == "start" else self.run.end_state(self.args.weights)
+        return self._states[which]
+
+    @property
+    def states(self) -> tuple[str, ...]:
+        """("start", "end") of a run; a file or checkpoint of its own has only an end."""
+        return ("start", "end") if self.run.folder is not None else ("end",)
+
+    def holding(self, which: str) -> nn.Module:
+        """The model with the weights of a state, on the device.
+
+        Raises ValueError where the weights are not those of the model.
+        """
+        try:
+            self.model.load_state_dict(self.state(which))
+        except RuntimeError as error:
+            raise ValueError(f"{self.run.path}: the weights do not fit {self.run.info.model}: {error}") from None
+        return self.model.to(self.device).eval()
+
+    def split(self, name: str | None = None) -> Split:
+        """A split of the set; ValueError naming those that exist."""
+        return self.shards.split(name or self.args.split)
+
+    def autocast(self) -> torch.autocast:
+        """The context of a forward pass. It keeps no cast weights, which would outlive an exchange of tensors."""
+        kind = AUTOCAST.get(self.args.precision)
+        return torch.autocast(
+            self.device.type, dtype=kind or torch.bfloat16, enabled=kind is not None, cache_enabled=False
+        )
+
+    def num_images(self, split: Split) -> int:
+        """Images of a split that count, within --limit."""
+        return min(split.num_samples, self.args.limit or split.num_samples)
+
+    @cached_property
+    def transform(self) -> Transform:
+        """The evaluation transform of the training, or the usual one for foreign weights."""
+        info, config, manifest = self.run.info, self.run.config, self.shards.manifest
+        resize = config.data.resize_to if config is not None else round(info.img_size * RESIZE_SHARE)
+        return eval_transform(info.img_size, info.mean or manifest.mean, info.std or manifest.std, resize=resize)
+
+    def loader(self, split: Split, consumed: int = 0) -> Loader:
+        """One pass over a split in stored order, from image `consumed` on."""
+        return Loader(
+            split,
+            self.transform,
+            global_batch=self.args.batch,
+            order="sequential",
+            tail="partial",
+            device=str(self.device),
+            threads=self.args.workers,
+            samples_consumed=consumed,
+        )
+
+    def bank(self, which: str, split_name: str | None = None) -> Bank:
+        """Features of a state on a split, all layers and the embedding, from disk where they are there."""
+        split = self.split(split_name)
+        wanted: dict[str, Tap] = {**self.taps, EMBEDDING: embedding_tap(self.model)}
+        model = self.holding(which)
+        return open_bank(
+            self.out / "features",
+            {**self.identity(which), "split": split.name},
+            model,
+            wanted,
+            lambda consumed: self.loader(split, consumed),
+            self.num_images(split),
+            device=self.device,
+            autocast=AUTOCAST.get(self.args.precision),
+            name=f"{self.run.name} {which} on {split.name}",
+        )
+
+    def identity(self, *states: str) -> dict[str, Any]:
+        """What features come from: weights, data, transform, precision."""
+        return {
+            "model": self.run.info.model,
+            "weights": {which: digest_of_state(self.state(which)) for which in states},
+            "shards": self.shards.digest,
+            "set": self.shards.manifest.name,
+            "phantom": self.shards.manifest.phantom,
+            "transform": repr(self.transform),
+            "device": self.device.type,
+            "precision": self.args.precision,
+        }
+
+    def request(self, *states: str, **options: Any) -> dict[str, Any]:
+        """What is asked, in full: equal requests have equal answers."""
+        split = self.split()
+        shared = {"split": split.name, "images": self.num_images(split), "layers": list(self.groups)}
+        return {**self.identity(*states), **shared, "seed": self.args.seed, **options}
+
+    def answered(self, name: str, request: Mapping[str, Any]) -> bool:
+        """Whether NAME.json answers the request already; says so, and how to have it done again."""
+        if self.args.force or find_result(self.out, name, request) is None:
+            return False
+        print(f"{self.out / name}.json is done already (--force works it out again)")
+        return True
+
+    def metrics(self, labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+        """All metrics of the set's task, NaN where undefined."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UndefinedMetric)  # NaN says it in the result
+            return evaluate(self.shards.task, labels, probabilities, self.shards.num_classes)
+
+    @property
+    def target(self) -> str:
+        """The metric that the set is judged by."""
+        return self.shards.manifest.target_metric
+
+
+def choose(known: Sequence[str], wanted: str | None) -> list[str]:
+    """The layers of a comma list in the model's order, all without one; ValueError with the nearest name."""
+    if wanted is None:
+        return list(known)
+    names = [name.strip() for name in wanted.split(",") if name.strip()]
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1, 0)
+            raise ValueError(f"unknown layer {name!r}; nearest: {', '.join(near)} (all: {', '.join(known)})")
+    if not names:
+        raise ValueError("--layers names no layer: leave it out for all")
+    return [name for name in known if name in names]
+
+
+def announce(path: Path, lines: Sequence[str]) -> None:
+    """The result on the console: a few lines, and where the rest lies."""
+    for line in lines:
+        print(line)
+    print(f"{path} and {path.with_suffix('.svg').name}")
+    sys.stdout.flush()
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of text as aligned lines, the first column to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
+        ).rstrip()
+        for row in rows
+    ]
