@@ -17,7 +17,7 @@ COMMANDS = {
     "info": ("shards.info", "what a set is: task, classes, splits, sizes"),
     "check": ("shards.checking", "verify every byte, image, label and count, and that splits are apart"),
     "index": ("shards.reindex", "mend a set's indices, or index tars that others wrote"),
-    "plan": ("shards.plan", "who reads which sample when, on any number of ranks"),
+    "plan": ("shards.plan_cli", "who reads which sample when, on any number of ranks"),
     "bench": ("shards.bench", "images a second of reading, decoding and the whole pipeline here"),
     "view": ("shards.view", "look at augmented samples as the trainer gets them"),
     "sheet": ("shards.sheet", "contact sheet, class balance and split proof as one picture"),

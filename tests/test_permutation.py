@@ -51,7 +51,7 @@ def test_small_permutations_are_equally_likely(size: int) -> None:
     assert chisquare(counts).pvalue > 0.001
 
 
-@pytest.mark.parametrize("size", [32, 256, 1000, 65_536])
+@pytest.mark.parametrize("size", [1000, 65_536, 10**9])
 def test_value_and_place_are_independent_over_keys(size: int) -> None:
     """16 x 16 tables of (place, value) over many keys, and of (value, next value): flat by chi-square."""
     per_key = min(size, 2000) // 2 * 2

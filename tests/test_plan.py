@@ -1,6 +1,7 @@
 """The plan: exactly once, the same order for every world, resume anywhere. Run: pytest tests/test_plan.py"""
 
 import tracemalloc
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from shards.orders import WindowedOrder
+from shards import plan_cli
+from shards.orders import Ints, SequentialOrder, WindowedOrder
 from shards.plan import ORDERS, TAILS, Plan, PlanConfig, check_world, rank_places
 
 quick = settings(derandomize=True, max_examples=40, deadline=None)
@@ -254,6 +256,30 @@ def test_mistakes_get_one_clear_line(call: Any, text: str) -> None:
     with pytest.raises(ValueError) as caught:
         call()
     assert text in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_command_shows_and_proves(tiny_set: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """60 samples in 4 shards."""
+    options = [str(tiny_set), "--world", "4", "--epoch", "2", "--step", "1", "--global-batch", "8", "--prove"]
+    for extra in ([], ["--order", "windowed", "--window", "2"], ["--tail", "drop"], ["--tail", "partial"]):
+        assert plan_cli.main([*options, *extra]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].startswith("60 samples in 4 shards")
+        assert [line.split(":")[0] for line in lines[2:6]] == [f"rank {rank}" for rank in range(4)]
+        assert lines[2].startswith("rank 0: 2 samples of epoch 2 from ")
+        assert lines[-1].startswith("proved: in epoch 2 the 4 ranks read " + ("56" if "drop" in extra else "60"))
+    with pytest.raises(ValueError, match="use 2 or 4 ranks"):
+        plan_cli.main([str(tiny_set), "--world", "3", "--global-batch", "8"])
+
+
+def test_the_proof_sees_a_broken_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    class Twice(SequentialOrder):
+        def __call__(self, index: Ints, epochs: Ints) -> tuple[Ints, Ints]:
+            return index // 2, np.zeros_like(index)
+
+    plan = Plan([10], PlanConfig(4, 0), order=Twice(10))
+    assert plan_cli.prove(plan, 2, 0) == 1
+    assert "NOT exactly once: 5 samples missing (0 expected), 5 more than once" in capsys.readouterr().out
 
 
 def test_the_order_never_changes() -> None:

@@ -1,0 +1,104 @@
+"""`python -m shards plan DIR --world 64 --epoch 3 --step 1000`: who reads what, and proof that an epoch is whole.
+
+Reads the manifest of a shard set and, where labels are replaced or a view is chosen, its indices; writes nothing.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+import numpy as np
+
+from shards.plan import ORDERS, TAILS, Plan, PlanConfig, Slice, check_world, rank_places
+from shards.shardset import ShardSet
+
+STREAM_CHUNK = 1 << 20  # samples drawn at a time by the proof
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m shards plan", description=__doc__.partition("\n\n")[0])
+    parser.add_argument("shards", help="folder of a shard set")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--world", type=int, default=1, help="ranks")
+    parser.add_argument("--epoch", type=int, default=0, help="counted from 0")
+    parser.add_argument("--step", type=int, default=0, help="steps into that epoch, from its first whole batch")
+    parser.add_argument("--global-batch", type=int, default=64, help="samples a step over all ranks")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--order", choices=ORDERS, default="global")
+    parser.add_argument("--tail", choices=TAILS, default="carry")
+    parser.add_argument("--window", type=int, default=16, help="shards a window of the windowed order")
+    parser.add_argument("--partitions", type=int, default=64, help="of the windowed order")
+    parser.add_argument(
+        "--prove", action="store_true", help="draw the whole epoch for every rank and count each sample"
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the plan; 0, or 1 where the proof fails."""
+    args = parse_args(argv)
+    shard_set = ShardSet(args.shards)
+    sizes = shard_set.split(args.split).shard_sizes
+    config = PlanConfig(args.global_batch, args.seed, args.order, args.tail, args.window, args.partitions)
+    if args.epoch < 0 or args.step < 0:
+        raise ValueError(f"epoch {args.epoch}, step {args.step}: give 0 or more")
+    check_world(args.global_batch, args.world)
+    plan = Plan(sizes, config, f"{shard_set.digest}/{args.split}")
+    print("\n".join(describe(plan, args.world, args.epoch, args.step)))
+    return prove(plan, args.world, args.epoch) if args.prove else 0
+
+
+def describe(plan: Plan, world: int, epoch: int, step: int) -> list[str]:
+    """Lines: the plan in numbers, then what each rank (at most 16 of them) reads at that step."""
+    config, batch = plan.config, plan.config.global_batch
+    consumed = (-(-epoch * plan.samples_per_epoch // batch) + step) * batch
+    order: str = config.order
+    if order == "windowed":
+        order += f" (windows of {config.window} shards, {plan.partitions} partitions)"
+    shown = range(min(world, 16))
+    head = f"{plan.num_samples} samples in {plan.shard_starts.size - 1} shards, {plan.samples_per_epoch} an epoch"
+    return [
+        f"{head}; order {order}, tail {config.tail}, seed {config.seed}",
+        f"global batch {batch} over {world} ranks; step {consumed // batch} begins after {consumed} samples",
+        *(_rank_line(plan, rank, plan.slice(consumed, world, rank)) for rank in shown),
+        *([f"… and {world - 16} more ranks"] if world > 16 else []),
+    ]
+
+
+def _rank_line(plan: Plan, rank: int, own: Slice) -> str:
+    shards = np.unique(np.searchsorted(plan.shard_starts, own.positions[own.valid], side="right") - 1)
+    named = ", ".join(map(str, shards[:8])) + (", …" if shards.size > 8 else "")
+    epochs = "-".join(map(str, np.unique(own.epochs)))
+    return f"rank {rank}: {own.valid.sum()} samples of epoch {epochs} from {shards.size} shards ({named})"
+
+
+def prove(plan: Plan, world: int, epoch: int) -> int:
+    """Draw the epoch rank by rank and count how often each sample comes; 0 when the promise holds. A byte a sample."""
+    short, more = count_epoch(plan, world, epoch)
+    allowed = plan.num_samples % plan.config.global_batch if plan.config.tail == "drop" else 0
+    if more or short != allowed:
+        print(f"NOT exactly once: {short} samples missing ({allowed} expected), {more} more than once")
+        return 1
+    left_out = f", {short} left out by the tail 'drop'" if short else ""
+    print(f"proved: in epoch {epoch} the {world} ranks read {plan.num_samples - short} samples exactly once{left_out}")
+    return 0
+
+
+def count_epoch(plan: Plan, world: int, epoch: int) -> tuple[int, int]:
+    """How many samples the ranks together never read in an epoch, and how many more than once."""
+    batch, length = plan.config.global_batch, plan.samples_per_epoch
+    seen = np.zeros(plan.num_samples, np.uint8)
+    first, stop = epoch * length // batch, -(-(epoch + 1) * length // batch)
+    for rank in range(world):
+        places = rank_places(batch, world, rank)
+        stride = max(STREAM_CHUNK // max(places.size, 1), 1)
+        for step in range(first, stop, stride):
+            starts = np.arange(step, min(step + stride, stop)) * batch
+            drawn = plan.draw((starts[:, None] + places).ravel())
+            positions = drawn.positions[drawn.valid & (drawn.epochs == epoch)]
+            twice = seen[positions] > 0
+            seen[positions] = np.where(twice, 2, 1)
+            values, counts = np.unique(positions, return_counts=True)
+            seen[values[counts > 1]] = 2
+    return int((seen == 0).sum()), int((seen == 2).sum())
