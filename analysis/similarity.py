@@ -109,7 +109,7 @@ def hsic_in_features(layers: Sequence[Array], rows: int = 4096) -> Float64:
 def hsic_in_tiles(layers: Sequence[Array], tile_bytes: int = TILE_BYTES) -> Float64:
     """Return HSIC_1 [L, L] of layers [n, d_i] from Grams of which only a strip of rows exists at a time.
 
-    The strip holds [L, rows, n] float64 within `tile_bytes`; beside it stand the centred features [n, d_i] of one layer.
+    The strip holds [L, rows, n] float64 within `tile_bytes`; beside it, the centred features [n, d_i] of one layer.
     """
     n = _num_images(layers)
     means = [_column_mean(layer, 4096) for layer in layers]
