@@ -98,6 +98,12 @@ def source_labels(entry: Entry, tar: memoryview) -> list[int]:
     return [BLANK_LABEL]
 
 
+def document_of(entry: Entry, tar: memoryview) -> dict[str, object]:
+    """What KEY.json holds; an empty dict where there is none."""
+    part = entry.component("json")
+    return {} if part is None else _json(part, tar, entry.key)
+
+
 def _text(part: tuple[str, int, int, str], tar: memoryview) -> str:
     if part[2] > MAX_LABEL_BYTES:
         raise ValueError(f"{part[3]} has {part[2]} bytes, a label has at most {MAX_LABEL_BYTES}")

@@ -8,8 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
+from shards.sets import write_set
 from shards.shardset import ShardSet
-from shards.writer import Sample, write_set
+from shards.writer import Sample
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

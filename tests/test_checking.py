@@ -13,8 +13,9 @@ from shards.__main__ import COMMANDS
 from shards.__main__ import main as shards_main
 from shards.checking import Problem, check_set, main
 from shards.index import read_columns
+from shards.sets import write_set
 from shards.shardset import ShardSet
-from shards.writer import Sample, write_set
+from shards.writer import Sample
 
 MakeSet = Callable[..., ShardSet]
 

@@ -18,8 +18,9 @@ from shards.identity import group_hash, salt_digest
 from shards.index import HEADER, parse_columns, read_columns
 from shards.indexing import build, entries_of
 from shards.manifest import Manifest
+from shards.sets import write_set
 from shards.shardset import ShardSet
-from shards.writer import Sample, write_set
+from shards.writer import Sample
 
 MakeSet = Callable[..., ShardSet]
 

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from shards.identity import MAX_KEY_BYTES, make_key, sample_id
 from shards.manifest import Manifest
+from shards.sets import write_set
 from shards.shardset import ShardSet
-from shards.writer import Sample, ShardWriter, write_set
+from shards.writer import Sample, ShardWriter
 
 MakeSet = Callable[..., ShardSet]
 SET_ID = "00112233445566778899aabbccddeeff"

@@ -1,0 +1,193 @@
+"""Join sets with equal classes into one. Keys and sample ids stay; a key or id that two sets share is refused.
+
+    python -m shards merge data/shards/A data/shards/B --out data/shards/AB
+
+That no patient is in two splits can be proved across sets only where they were made with one salt.
+"""
+
+import argparse
+import hashlib
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from shards.manifest import Grouping, Manifest, ShardInfo, Source, SplitInfo
+from shards.reshard import copy_split, new_folder, parse_size
+from shards.storage import open_columns
+from shards.writer import class_counts
+
+NO_SALT = "0" * 32
+MUST_AGREE = ("task", "classes", "label_columns", "channels", "bits", "phantom", "target_metric", "label_view")
+Parts = Sequence[tuple[Path, Manifest]]
+
+
+def merge(
+    folders: Sequence[Path],
+    out: Path,
+    *,
+    name: str | None = None,
+    shard_bytes: int = 256 * 10**6,
+    done: Callable[[ShardInfo], None] = lambda info: None,
+) -> Manifest:
+    """Write the samples of all `folders` to `out`, split by split, in the order given; returns the new manifest.
+
+    Raises:
+        ValueError: the sets disagree, share a key or a sample id, or (under one salt) a patient would be in two splits.
+    """
+    if len(folders) < 2:
+        raise ValueError("merging wants two sets or more")
+    parts = [(folder, Manifest.read(folder)) for folder in folders]
+    _refuse_differences(parts)
+    _refuse_collisions(parts)
+    grouping, groups, warnings = _grouping(parts)
+    first = parts[0][1]
+    set_ids = list(dict.fromkeys(set_id for _, manifest in parts for set_id in manifest.set_ids))
+    set_id = hashlib.blake2b("".join(set_ids).encode(), digest_size=16, person=b"medshard-merge").hexdigest()
+    mean, std = _pooled(parts)
+    with new_folder(out) as aside:
+        splits = {
+            split: SplitInfo(
+                samples=sum(manifest.splits[split].samples for _, manifest in parts if split in manifest.splits),
+                groups=groups[split],
+                class_counts=_counts(parts, split),
+                shards=copy_split(parts, split, aside, set_id, shard_bytes, done),
+            )
+            for split in _split_names(parts)
+        }
+        fields = first.model_dump() | {
+            "name": name or out.name,
+            "set_id": set_id,
+            "merged_set_ids": set_ids,
+            "views": {
+                key: view for key, view in first.views.items() if all(m.views.get(key) == view for _, m in parts)
+            },
+            "mean": mean,
+            "std": std,
+            "splits": splits,
+            "grouping": grouping,
+            "left_out": [entry for _, manifest in parts for entry in manifest.left_out],
+            "source": _source(parts),
+            "conversion": {f"merged_{i}": f"{m.name} {m.digest}" for i, (_, m) in enumerate(parts)},
+            "versions": {},
+            "warnings": list(dict.fromkeys(w for _, manifest in parts for w in manifest.warnings)) + warnings,
+        }
+        merged = Manifest.model_validate(fields)
+        merged.write(aside)
+    return merged
+
+
+def _split_names(parts: Parts) -> list[str]:
+    return list(dict.fromkeys(split for _, manifest in parts for split in manifest.splits))
+
+
+def _refuse_differences(parts: Parts) -> None:
+    first = parts[0][1]
+    for _, other in parts[1:]:
+        for field in MUST_AGREE:
+            ours, theirs = getattr(first, field), getattr(other, field)
+            if ours != theirs:
+                raise ValueError(
+                    f"{field} of {first.name} and {other.name} differ: {str(ours)[:80]} and {str(theirs)[:80]}"
+                )
+        if first.views[first.label_view] != other.views[other.label_view]:
+            raise ValueError(
+                f"{first.name} and {other.name} map source labels to classes differently: compare their views"
+            )
+
+
+def _gather(parts: Parts, column: str, split: str | None = None) -> np.ndarray:
+    """A column of the indices of all parts, of one split or of all."""
+    found = [
+        getattr(open_columns(folder, info, len(manifest.label_columns)), column)
+        for folder, manifest in parts
+        for name, content in manifest.splits.items()
+        if split is None or name == split
+        for info in content.shards
+    ]
+    return np.concatenate(found)
+
+
+def _refuse_collisions(parts: Parts) -> None:
+    ids = _gather(parts, "sample_ids")
+    if len(np.unique(ids)) < len(ids):
+        raise ValueError("the sets share sample ids: is one of them a copy, or a part, of another?")
+    owner: dict[str, str] = {}
+    for folder, manifest in parts:
+        for info in (shard for split in manifest.splits.values() for shard in split.shards):
+            for key in open_columns(folder, info, len(manifest.label_columns)).all_keys():
+                if key in owner:
+                    raise ValueError(f"key {key} is in {owner[key]} and in {manifest.name}: keys are unique over a set")
+                owner[key] = manifest.name
+
+
+def _grouping(parts: Parts) -> tuple[Grouping, dict[str, int], list[str]]:
+    """What can be said of patients: counted under one salt, left open under several."""
+    salts = {manifest.grouping.salt_digest for _, manifest in parts}
+    names = _split_names(parts)
+    groups = {split: np.unique(_gather(parts, "groups", split)) for split in names}
+    counts = {split: len(found) for split, found in groups.items()}
+    by = ", ".join(dict.fromkeys(manifest.grouping.by for _, manifest in parts))
+    if len(salts) > 1 or NO_SALT in salts:
+        how = "merged from sets without a common salt: patients are apart within each, between them nothing is known"
+        return Grouping(by=by, salt_digest=NO_SALT, intersections={}, how=how), counts, [how]
+    shared = {f"{a}-{b}": len(np.intersect1d(groups[a], groups[b])) for a, b in combinations(names, 2)}
+    for pair, count in shared.items():
+        if count:
+            raise ValueError(
+                f"{count} groups ({by}) would be in both splits of {pair}: split the sources together instead"
+            )
+    return Grouping(by=by, salt_digest=salts.pop(), intersections=shared, how="counted over the merged set"), counts, []
+
+
+def _counts(parts: Parts, split: str) -> dict[str, int]:
+    first = parts[0][1]
+    return class_counts(_gather(parts, "labels", split), first.views[first.label_view], first.label_columns, first.task)
+
+
+def _pooled(parts: Parts) -> tuple[list[float], list[float]]:
+    """Mean and std over all training pixels, from each part's own: E[x] and E[x²] add, weighted by pixels."""
+    having = [part for part in parts if "train" in part[1].splits] or list(parts)
+    split = "train" if "train" in having[0][1].splits else None
+    sides = [[_gather([part], side, split).astype(np.float64) for side in ("heights", "widths")] for part in having]
+    pixels = np.array([float(heights @ widths) for heights, widths in sides])[:, None]
+    means = np.array([manifest.mean for _, manifest in having])
+    squares = np.array([manifest.std for _, manifest in having]) ** 2 + means**2
+    mean, square = ((pixels * values).sum(0) / pixels.sum() for values in (means, squares))
+    return mean.round(8).tolist(), np.sqrt(np.maximum(square - mean**2, 1e-12)).round(8).tolist()
+
+
+def _source(parts: Parts) -> Source:
+    sources = [manifest.source.model_dump() for _, manifest in parts]
+    joined = {field: " + ".join(dict.fromkeys(s[field] for s in sources if s[field])) for field in Source.model_fields}
+    return Source.model_validate(joined)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line of `python -m shards merge`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m shards merge",
+        description="Join sets of equal task and classes. Sets made with one salt are proved apart by patient.",
+        epilog="example: python -m shards merge data/shards/A data/shards/B --out data/shards/AB",
+    )
+    parser.add_argument("folders", type=Path, nargs="+", help="two shard sets or more")
+    parser.add_argument("--out", type=Path, required=True, help="the folder to make")
+    parser.add_argument("--name", help="what the new set is called (default: the folder's name)")
+    parser.add_argument("--shard-size", default="256MB", help="about how large a tar becomes (default 256MB)")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    options = parser.parse_args(argv)
+    from tqdm import tqdm
+
+    with tqdm(unit=" shards", desc="merging", delay=1) as bar:
+        merged = merge(
+            options.folders,
+            options.out,
+            name=options.name,
+            shard_bytes=parse_size(options.shard_size),
+            done=lambda _: bar.update() and None,
+        )
+    print(f"{options.out}: {sum(split.samples for split in merged.splits.values())} samples")
+    for warning in merged.warnings:
+        print(f"warning: {warning}")
+    return 0

@@ -1,0 +1,174 @@
+"""Write a set again with shards of another size. Keys, sample ids, order and pixels stay; only the cuts move.
+
+python -m shards reshard data/shards/DDSM data/shards/DDSM-512 --shard-size 512MB
+"""
+
+import argparse
+import mmap
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from shards.index import ENCODING_NAMES, EXTENSION_ENCODINGS, Columns
+from shards.indexing import document_of, entries_of
+from shards.manifest import Manifest, ShardInfo
+from shards.storage import open_columns
+from shards.writer import ShardWriter
+
+UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
+MIN_SHARD_BYTES = 10_240  # the smallest tar there is
+
+
+def parse_size(text: str) -> int:
+    """Bytes from a text like `512MB` or `1.5GiB`."""
+    found = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)\s*([A-Za-z]*)", text.strip())
+    if found is None or found[2].lower() not in UNITS:
+        raise ValueError(f"size {text[:40]!r} is not understood: write it like 512MB or 1.5GiB")
+    if (size := int(float(found[1]) * UNITS[found[2].lower()])) < MIN_SHARD_BYTES:
+        raise ValueError(f"a shard of {size} bytes is too small: at least {MIN_SHARD_BYTES}")
+    return size
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One sample as it lies in a set, whatever the view: the arguments of ShardWriter.add."""
+
+    key: str
+    image: memoryview
+    encoding: str
+    labels: list[int]
+    height: int
+    width: int
+    group: int
+    extra: Mapping[str, Any]
+    identity: int
+
+
+def stored_samples(folder: Path, manifest: Manifest, info: ShardInfo) -> Iterator[Stored]:
+    """All samples of a shard in stored order, each hash checked; ValueError if anything would be lost in copying."""
+    columns = open_columns(folder, info, len(manifest.label_columns))
+    with (folder / info.name).open("rb") as file:
+        tar = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    entries = entries_of(folder / info.name)
+    if [entry.key for entry in entries] != columns.all_keys():
+        raise ValueError(f"{info.stem}.cols does not belong to {info.name}: run `python -m shards check {folder}`")
+    for row, entry in enumerate(entries):
+        extra = document_of(entry, tar)
+        for extension, _, _, name in entry.components:
+            if extension not in ("cls", "json") and extension not in EXTENSION_ENCODINGS:
+                raise ValueError(
+                    f"{info.name}: member {name[-120:]!r} would be lost: only images and labels are copied"
+                )
+        for field in ("labels", "height", "width"):
+            extra.pop(field, None)
+        yield _stored(columns, row, entry.key, tar, info, extra)
+
+
+def _stored(columns: Columns, row: int, key: str, tar: memoryview, info: ShardInfo, extra: dict[str, Any]) -> Stored:
+    offset = int(columns.offsets[row])
+    image = tar[offset : offset + int(columns.sizes[row])]
+    if xxhash.xxh3_64_intdigest(image) != int(columns.hashes[row]):
+        raise ValueError(f"sample {key} in {info.name} is damaged: restore the shard from a copy")
+    return Stored(
+        key,
+        image,
+        ENCODING_NAMES[int(columns.encodings[row])],
+        columns.labels[row].tolist(),
+        int(columns.heights[row]),
+        int(columns.widths[row]),
+        int(columns.groups[row]),
+        extra,
+        int(columns.sample_ids[row]),
+    )
+
+
+def copy_split(
+    sources: Sequence[tuple[Path, Manifest]],
+    split: str,
+    out: Path,
+    set_id: str,
+    shard_bytes: int,
+    done: Callable[[ShardInfo], None],
+) -> list[ShardInfo]:
+    """Write one split of several sets into shards of about `shard_bytes`, in stored order; `done` hears each source."""
+    infos: list[ShardInfo] = []
+    writer: ShardWriter | None = None
+    try:
+        for folder, manifest in sources:
+            for info in manifest.splits[split].shards if split in manifest.splits else []:
+                for sample in stored_samples(folder, manifest, info):
+                    writer = writer or ShardWriter(out, split, len(infos), set_id, task=manifest.task)
+                    fields = {name: value for name, value in vars(sample).items() if name != "image"}
+                    writer.add(image=bytes(sample.image), **fields)
+                    if writer.num_bytes >= shard_bytes:
+                        infos.append(writer.close())
+                        writer = None
+                done(info)
+        if writer is not None:
+            infos.append(writer.close())
+    except BaseException:
+        if writer is not None:
+            writer.abort()
+        raise
+    return infos
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill that becomes `out` in one rename at the end, or is taken away on an exception."""
+    if out.exists():
+        raise ValueError(f"{out} exists: give another folder, or remove it first")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    aside.mkdir()
+    try:
+        yield aside
+        aside.rename(out)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def reshard(
+    folder: Path, out: Path, shard_bytes: int, done: Callable[[ShardInfo], None] = lambda info: None
+) -> Manifest:
+    """Write the set in `folder` to `out` with shards of about `shard_bytes`; returns the new manifest."""
+    manifest = Manifest.read(folder)
+    with new_folder(out) as aside:
+        splits = {
+            name: split.model_copy(
+                update={"shards": copy_split([(folder, manifest)], name, aside, manifest.set_id, shard_bytes, done)}
+            )
+            for name, split in manifest.splits.items()
+        }
+        conversion = manifest.conversion | {"resharded_from": manifest.digest}
+        new = manifest.model_copy(update={"splits": splits, "conversion": conversion})
+        new.write(aside)
+    return new
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line of `python -m shards reshard`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m shards reshard",
+        description="Write a set again with shards of another size; keys, sample ids, order and bytes of images stay.",
+        epilog="example: python -m shards reshard data/shards/DDSM data/shards/DDSM-512 --shard-size 512MB",
+    )
+    parser.add_argument("folder", type=Path, help="a shard set")
+    parser.add_argument("out", type=Path, help="the folder to make")
+    parser.add_argument("--shard-size", default="256MB", help="about how large a tar becomes (default 256MB)")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    options = parser.parse_args(argv)
+    from tqdm import tqdm
+
+    size = parse_size(options.shard_size)
+    with tqdm(unit=" shards", desc="resharding", delay=1) as bar:
+        manifest = reshard(options.folder, options.out, size, lambda _: bar.update() and None)
+    print(f"{options.out}: {sum(len(split.shards) for split in manifest.splits.values())} shards")
+    return 0
