@@ -105,7 +105,7 @@ def test_every_tap_speaks_and_pools_to_a_vector(name, size):
 def test_every_family_has_groups_and_taps(name, size):
     model = hollow(name)
     assert_partition(model)
-    assert len(layer_groups(model)) > 3
+    assert len(layer_groups(model)) >= (3 if grouping(model) == "top-level modules" else 5)
     assert all(vector.ndim == 2 for vector in run_taps(name, size).values())
 
 

@@ -26,18 +26,19 @@ def knn_probabilities(
 ) -> np.ndarray:
     """Class probabilities float64[m, C] of m queries from n bank samples.
 
-    `bank` [n, d] and `queries` [m, d] are features of any float type; similarities are taken in float64.
-    `bank_labels` are int [n] in 0..C-1, or with `multi_label` float [n, C] of 0 and 1 with NaN for labels to ignore
-    (NaN comes out where all neighbours' labels are ignored). A smaller bank lowers `k`. Equal similarities at the
-    k-th place go to the lower bank row. `exclude_self` is leave-one-out: queries are the bank, row by row, and a row
-    is not its own neighbour. At most `block` queries are compared at once (fewer where the bank is large: 2^26
-    similarities at most).
+    `bank` [n, d] and `queries` [m, d] are features of any float type; similarities are taken in float64, on the
+    bank's device. `bank_labels` are int [n] in 0..C-1, or with `multi_label` float [n, C] of 0 and 1 with NaN for
+    labels to ignore (NaN comes out where all neighbours' labels are ignored). A smaller bank lowers `k`. Equal
+    similarities at the k-th place go to the lower bank row. `exclude_self` is leave-one-out: queries are the bank,
+    row by row, and a row is not its own neighbour. At most `block` queries are compared at once (fewer where the bank
+    is large: 2^26 similarities at most).
 
     Raises ValueError for an empty bank, other widths, or labels outside the classes.
     """
-    bank_nd, query_md = _unit(bank), _unit(queries)
+    device = bank.device if isinstance(bank, Tensor) else torch.device("cpu")
+    bank_nd, query_md = _unit(bank, device), _unit(queries, device)
     n = len(bank_nd)
-    targets = _targets(bank_labels, n, num_classes, multi_label)
+    targets = _targets(bank_labels, n, num_classes, multi_label).to(device)
     _check(bank_nd, query_md, k, temperature, exclude_self)
     k = min(k, n - exclude_self)
     rows = max(1, min(block, _MAX_SIMILARITIES // n))
@@ -45,14 +46,14 @@ def knn_probabilities(
         _block(bank_nd, targets, query_md[first : first + rows], first if exclude_self else None, k, temperature)
         for first in range(0, len(query_md), rows)
     ]
-    return torch.cat(found).numpy() if found else np.empty((0, num_classes))
+    return torch.cat(found).cpu().numpy() if found else np.empty((0, num_classes))
 
 
 def _block(bank: Tensor, targets: Tensor, queries: Tensor, own: int | None, k: int, temperature: float) -> Tensor:
     """Probabilities of one block of queries; `own`, for leave-one-out, is the bank row of its first query."""
     similarity = queries @ bank.T
     if own is not None:
-        rows = torch.arange(len(queries))
+        rows = torch.arange(len(queries), device=similarity.device)
         similarity[rows, rows + own] = -torch.inf
     values, index = _nearest(similarity, k)
     weights = torch.exp((values - values[:, :1]) / temperature)[..., None]  # the largest is 1: no overflow at small T
@@ -73,10 +74,10 @@ def _nearest(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return similarity.gather(1, index), index
 
 
-def _unit(features: ArrayLike | Tensor) -> Tensor:
+def _unit(features: ArrayLike | Tensor, device: torch.device) -> Tensor:
     """Rows of length 1 in float64; a zero row stays zero, and is as far from everything as a right angle."""
-    array = features.detach().cpu() if isinstance(features, Tensor) else torch.from_numpy(np.array(features))
-    rows = array.double()
+    array = features.detach() if isinstance(features, Tensor) else torch.from_numpy(np.array(features))
+    rows = array.to(device=device, dtype=torch.float64)
     if rows.ndim != 2:
         raise ValueError(f"features must be [samples, width], got shape {tuple(rows.shape)}")
     length = rows.norm(dim=1, keepdim=True)

@@ -15,7 +15,8 @@ from typing import Any
 
 import timm
 import torch
-from torch import nn
+from timm.layers import PatchEmbed
+from torch import Tensor, nn
 
 from train.weights import FirstConv, LoadReport, load_weights, read_state
 
@@ -57,13 +58,13 @@ def create(
     or cannot be had: pretrained weights are never replaced by random ones.
     """
     recipe = _recipe(name, num_classes, in_chans, img_size)
-    model = build(recipe, seed)
-    report = None
+    state, source = None, ""
     if weights is not None:
-        report = load_weights(model, read_state(Path(weights)), Path(weights).name, first_conv=first_conv)
+        state, source = read_state(Path(weights)), Path(weights).name
     elif pretrained:
-        donor = _pretrained(recipe)
-        report = load_weights(model, donor.state_dict(), f"timm {_full_name(donor)}", first_conv=first_conv)
+        state, source = _pretrained(recipe)
+    model = build(recipe, seed)
+    report = None if state is None else load_weights(model, state, source, first_conv=first_conv)
     model.weights_report = report  # type: ignore[assignment]
     return model
 
@@ -186,8 +187,8 @@ def _timm_model(recipe: Recipe, pretrained: bool = False, **changes: int) -> nn.
     return timm.create_model(recipe.name, pretrained=pretrained, **options)
 
 
-def _pretrained(recipe: Recipe) -> nn.Module:
-    """The model with timm's weights at three channels and its own classes, as published."""
+def _pretrained(recipe: Recipe) -> tuple[dict[str, Tensor], str]:
+    """Timm's weights at three channels and the published classes, and what they are called."""
     if not timm.models.is_model_pretrained(recipe.name.partition(".")[0]):
         raise ValueError(
             f"timm has no pretrained weights of {recipe.name}; {_USE_FILE}, or take a random start: --start ri"
@@ -197,12 +198,13 @@ def _pretrained(recipe: Recipe) -> nn.Module:
         with torch.random.fork_rng(devices=[]), _no_silent_random_weights():
             published = timm.get_pretrained_cfg(recipe.name)
             classes = recipe.num_classes if published is None else published.num_classes
-            return _timm_model(whole, pretrained=True, num_classes=classes)
+            donor = _timm_model(whole, pretrained=True, num_classes=classes)
     except Exception as error:  # hub, cache and network fail in a dozen ways, and all mean the same to the user
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise ValueError(
             f"the pretrained weights of {recipe.name} could not be had ({reason}); go online or {_USE_FILE}"
         ) from error
+    return donor.state_dict(), f"timm {_full_name(donor)}"
 
 
 @contextmanager
@@ -229,10 +231,9 @@ def _full_name(model: nn.Module) -> str:
 
 def _check_patches(model: nn.Module, recipe: Recipe, size: int) -> None:
     embed = getattr(model, "patch_embed", None)
-    patch = getattr(embed, "patch_size", None)
-    if patch is None or not getattr(embed, "strict_img_size", True) or getattr(embed, "dynamic_img_pad", False):
-        return
-    side = int(patch[0] if isinstance(patch, (tuple, list)) else patch)
+    if not isinstance(embed, PatchEmbed) or not embed.strict_img_size or embed.dynamic_img_pad:
+        return  # overlapping convolutions take any size
+    side = int(embed.patch_size[0])
     if size % side:
         down = max(side, size // side * side)
         raise ValueError(
