@@ -207,7 +207,9 @@ def _check_pair(
     if said is not None and said != shared["groups"]:
         yield Problem(pair, f"{shared['groups']} groups are shared, the manifest says {said}")
     if shared["hashes"]:
-        yield Problem(pair, f"{shared['hashes']} images are the same to the last byte in both splits", fatal=False)
+        yield Problem(
+            pair, f"images that are the same to the last byte in both splits: {shared['hashes']}", fatal=False
+        )
 
 
 def _check_strays(folder: Path, known: set[str]) -> Iterator[Problem]:

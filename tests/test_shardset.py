@@ -41,8 +41,10 @@ def test_positions_run_over_unequal_shards(tiny_set: Path) -> None:
 
 @pytest.mark.parametrize("position", [-1, 60, 10**12])
 def test_positions_outside_are_refused(tiny_set: Path, position: int) -> None:
-    with pytest.raises(ValueError, match=r"outside 0\.\.59 of split 'train'"):
-        ShardSet(tiny_set).split("train").read(position)
+    split = ShardSet(tiny_set).split("train")
+    for ask in (split.read, split.key, lambda position: split.rows(np.array([position]))):
+        with pytest.raises(ValueError, match=r"outside 0\.\.59 of split 'train'"):
+            ask(position)
 
 
 def test_images_are_views_of_the_file_and_match_their_hash(tiny_set: Path) -> None:
