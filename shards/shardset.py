@@ -5,6 +5,7 @@ split files select and relabel at load time, without rewriting a tar.
 """
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -68,6 +69,7 @@ class Split:
         sizes = [info.samples if rows is None else len(rows) for info, rows in zip(shards, selected, strict=True)]
         self.shard_sizes = np.array(sizes, np.int64)
         self._ends = np.cumsum(self.shard_sizes)
+        self._end_list: list[int] = self._ends.tolist()
         self._columns: Mapped[int, Columns] = Mapped(self._open_columns)
         self._classify = classifier(view, self.manifest.label_columns, self.manifest.task)
 
@@ -97,6 +99,15 @@ class Split:
                 here = shards == shard
                 rows[here] = selected[rows[here]]
         return shards.astype(np.int64), rows
+
+    def _locate_one(self, position: int) -> tuple[int, int]:
+        """`locate` for one position: read is called for every image, and numpy's way in costs more than the read."""
+        if not 0 <= position < self.num_samples:
+            raise ValueError(f"position {position} is outside 0..{self.num_samples - 1} of split {self.name!r}")
+        shard = bisect_right(self._end_list, position)
+        row = position - (self._end_list[shard - 1] if shard else 0)
+        selected = self._selected[shard]
+        return shard, row if selected is None else int(selected[row])
 
     def rows(self, positions: np.ndarray) -> Rows:
         """The index of the samples at positions int64[n], in that order, as arrays of our own."""
@@ -151,8 +162,8 @@ class Split:
 
     def key(self, position: int) -> str:
         """The key of one sample."""
-        shards, rows = self.locate(np.array([position]))
-        return self._columns[int(shards[0])].key(int(rows[0]))
+        shard, row = self._locate_one(position)
+        return self._columns[shard].key(row)
 
     def read(self, position: int, verify: bool = True) -> memoryview:
         """The encoded image at a position, without a copy. The view stays valid as long as it is held.
@@ -161,8 +172,7 @@ class Split:
             CorruptSample: `verify` and the bytes do not match the hash in the index.
             ValueError: the shard is missing, truncated, or its index is damaged.
         """
-        shards, rows = self.locate(np.array([position]))
-        shard, row = int(shards[0]), int(rows[0])
+        shard, row = self._locate_one(position)
         columns, tar = self._columns[shard], self.storage.tar(self.shards[shard])
         offset = int(columns.offsets[row])
         image = tar[offset : offset + int(columns.sizes[row])]
