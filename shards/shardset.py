@@ -195,6 +195,7 @@ class Split:
             reads=lambda start, ahead: plan.reads(start, ahead, world, (rank,)),
             node_reads=lambda start, ahead: plan.reads(start, ahead, world, ranks),
             consumed=consumed,
+            batch=plan.config.global_batch,
             epoch=plan.samples_per_epoch,
         )
         return self.storage.fetch_ahead(self.shards, stream)

@@ -49,6 +49,7 @@ class Stream(NamedTuple):
     reads: Callable[[int, int], Uses]  # (samples consumed, samples ahead) -> what this rank reads in them
     node_reads: Callable[[int, int], Uses]  # the same for all ranks of this node
     consumed: int  # where the loader starts
+    batch: int  # samples of a global batch: stretches begin at a batch
     epoch: int  # samples of the stream after which every shard has been read
 
 
