@@ -68,9 +68,17 @@ def join(ranks: Ranks, device: torch.device) -> None:
 
 
 def leave() -> None:
-    """Leave the process group, if joined."""
+    """Leave the process group, if joined; the process can join another afterwards."""
     if dist.is_initialized():
-        dist.destroy_process_group()
+        import deepspeed
+
+        deepspeed.comm.destroy_process_group()
+        deepspeed.comm.comm.cdb = None  # it would go on with the group that has ended
+
+
+def world_size() -> int:
+    """Ranks in the process group; 1 without one."""
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, settings: DeepSpeedSettings, world: int) -> Any:
@@ -89,6 +97,8 @@ def agree(function: Callable[[], T]) -> T:
     The result travels between our own processes alone.
     """
     answer: list[Any] = [None, None]
+    if world_size() == 1:
+        return function()
     if dist.get_rank() == 0:
         try:
             answer[0] = function()
@@ -102,23 +112,23 @@ def agree(function: Callable[[], T]) -> T:
 
 def total(values: Tensor) -> Tensor:
     """Sum over all ranks, in place."""
-    if dist.get_world_size() > 1:
+    if world_size() > 1:
         dist.all_reduce(values)
     return values
 
 
 def gather_first(values: Tensor) -> Tensor:
     """Tensors [b, …] of one shape on every rank, joined in the order of ranks: [world * b, …] on every rank."""
-    if dist.get_world_size() == 1:
+    if world_size() == 1:
         return values
-    parts = [torch.empty_like(values) for _ in range(dist.get_world_size())]
+    parts = [torch.empty_like(values) for _ in range(world_size())]
     dist.all_gather(parts, values.contiguous())
     return torch.cat(parts)
 
 
 def share_buffers(module: nn.Module) -> None:
     """Give every rank the first rank's buffers: BatchNorm's running statistics are rank 0's, as in torch's DDP."""
-    if dist.get_world_size() > 1:
+    if world_size() > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, src=0)
 
