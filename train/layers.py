@@ -57,7 +57,7 @@ def taps(model: nn.Module) -> dict[str, nn.Module]:
         owners = [root for root in _roots(below, modules, keys) if root in modules]
         owners += [other for other, key in silent.items() if key in keys]
         if owners:
-            found[name] = modules[max(owners, key=place.__getitem__)]
+            found[name] = _last_of(modules[max(owners, key=place.__getitem__)])
     return found
 
 
@@ -172,6 +172,13 @@ def _is_transparent(path: str, modules: dict[str, nn.Module], below: dict[str, l
     return (
         isinstance(module, nn.Sequential) and sum(f"{path}.{name}" in below for name, _ in module.named_children()) == 1
     )
+
+
+def _last_of(module: nn.Module) -> nn.Module:
+    """The last child of a Sequential, whose output is the same: some families call the children themselves."""
+    while type(module) is nn.Sequential and len(module):
+        module = module[-1]
+    return module
 
 
 def _has_state(module: nn.Module) -> bool:
