@@ -1,7 +1,7 @@
 """Verify every byte of a shard set: python prep/check_shards.py DIR [--fast]. A thin call of shards.checking."""
 
-from shards.errors import run_cli
 from shards.checking import main
+from shards.errors import run_cli
 
 if __name__ == "__main__":
     run_cli(main)

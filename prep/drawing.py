@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 Shape = Literal["round", "spiculated", "dot"]
+OCCULT = 0.15  # share of pictures whose lesions hardly show, as in dense tissue: keeps a perfect score out of reach
 COARSE = 4  # textures are smooth: drawn at a quarter of the size and enlarged, 16 x less work
 
 
@@ -44,14 +45,17 @@ def lesion(rng: np.random.Generator, radius: float, shape: Shape) -> np.ndarray:
         oval = 1 + rng.uniform(0.05, 0.2) * np.cos(2 * (angle - rng.uniform(0, np.pi)))
         return np.clip((oval - distance) / 0.25 + 0.5, 0, 1).astype(np.float32)
     core = np.clip((0.6 - distance) / 0.2 + 0.5, 0, 1)
-    spikes = np.zeros_like(core)
     count = int(rng.integers(8, 13))
-    for turn in (np.arange(count) + rng.uniform(-0.3, 0.3, count)) * 2 * np.pi / count:
-        along = (x * np.cos(turn) + y * np.sin(turn)) / radius
-        across = np.abs(y * np.cos(turn) - x * np.sin(turn)) / radius
-        length = rng.uniform(1.5, 2.2)
-        taper = np.clip(1 - along / length, 0, 1) * (along > 0)
-        spikes = np.maximum(spikes, np.clip(1.2 - across / (0.16 * (0.4 + taper)), 0, 1) * np.minimum(2 * taper, 1))
+    # Each pixel looks at the spike of its own sector, which is a little off the sector's middle.
+    sector = 2 * np.pi / count
+    start = rng.uniform(0, sector)
+    number = (((angle - start) % (2 * np.pi)) / sector).astype(np.intp) % count
+    middles = (start + sector * (np.arange(count) + rng.uniform(0.3, 0.7, count))).astype(np.float32)
+    lengths = rng.uniform(1.5, 2.2, count).astype(np.float32)
+    off = angle - middles[number]
+    along, across = distance * np.cos(off), distance * np.abs(np.sin(off))
+    taper = np.clip(1 - along / lengths[number], 0, 1) * (along > 0)
+    spikes = np.clip(1.2 - across / (0.16 * (0.4 + taper)), 0, 1) * np.minimum(2 * taper, 1)
     return np.maximum(core, spikes).astype(np.float32)
 
 
@@ -111,9 +115,12 @@ def breast(
     image = enlarge(body * glandular, height, width)
     radius = width * rng.uniform(0.026, 0.038)  # 13 to 19 pixels across at a short side of 256
     spots = np.zeros_like(image)
-    for r, c in places(rng, inside > 0.3, count, 5 * radius / COARSE):
-        size = radius * rng.uniform(0.85, 1.15)
-        paste(spots, lesion(rng, size, shape), (r * COARSE, c * COARSE), rng.uniform(0.22, 0.34))
+    faint = 0.1 if rng.random() < OCCULT else 1.0
+    shadows = int(rng.integers(0, 3))  # soft, in every class, so that "anything bright" is no rule
+    for number, (r, c) in enumerate(places(rng, inside > 0.3, count + shadows, 5 * radius / COARSE)):
+        kind: Shape = shape if number < count else "dot"
+        strength = faint * rng.uniform(0.2, 0.34) if number < count else rng.uniform(0.1, 0.25)
+        paste(spots, lesion(rng, radius * rng.uniform(0.85, 1.15), kind), (r * COARSE, c * COARSE), strength)
     mask = enlarge(body, height, width)
     image = image + spots * mask + 0.015 * grain(rng, height, width) * mask
     image = 255 * np.clip(image * (brightness / image.mean()), 0, 1) + rng.uniform(2, 8)
@@ -124,7 +131,7 @@ def breast(
 def fundus(
     rng: np.random.Generator, height: int, width: int, counts: tuple[int, int], *, brightness: float
 ) -> np.ndarray:
-    """A fundus-like picture: uint8[height, width, 3], with (dark dots, bright exudates); brightness: mean green."""
+    """A fundus-like picture: uint8[height, width, 3], with (dark dots, bright exudates); brightness: its mean."""
     low_h, low_w = height // COARSE, width // COARSE
     row, column = np.mgrid[0:low_h, 0:low_w].astype(np.float32)
     radius = 0.49 * min(low_h, low_w) * rng.uniform(0.95, 1.0)
@@ -145,7 +152,9 @@ def fundus(
         patch = lesion(rng, unit * rng.uniform(0.016, 0.024), "round" if dark else "spiculated")
         paste(spots, patch, (r * COARSE, c * COARSE), -0.28 if dark else 0.4)
     mask = enlarge(disc, height, width)
-    green = (green + spots + 0.012 * grain(rng, height, width)) * mask
-    green *= brightness / green.mean()
-    red, blue = green * rng.uniform(1.6, 1.9) + 0.08 * mask, green * rng.uniform(0.25, 0.4)
-    return (255 * np.clip(np.dstack([red, green, blue]), 0, 1)).astype(np.uint8)
+    # The grain differs from film to film, or the size of the file would tell how many lesions it shows.
+    green = (green + spots + 0.003 * 10 ** rng.uniform(0, 1.2) * grain(rng, height, width)) * mask
+    picture = np.dstack([green * rng.uniform(1.6, 1.9) + 0.08 * mask, green, green * rng.uniform(0.25, 0.4)])
+    for _ in range(2):  # the second time makes up for what clipping took
+        picture = np.clip(picture * (brightness / picture.mean()), 0, 1)
+    return (255 * picture).astype(np.uint8)

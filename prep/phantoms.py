@@ -42,9 +42,9 @@ class Layout:
     size: int
 
 
-def _sides(rng: np.random.Generator, size: int, ratio: float) -> tuple[int, int]:
-    """Height and width of one image: the short side within 6 % of `size`, the long one `ratio` times that."""
-    short = size * rng.uniform(0.94, 1.06)
+def _sides(rng: np.random.Generator, size: int, ratio: float, spread: float) -> tuple[int, int]:
+    """Height and width of one image: the short side within `spread` of `size`, the long one `ratio` times that."""
+    short = size * rng.uniform(1 - spread, 1 + spread)
     tall, wide = (short * ratio, short) if ratio >= 1 else (short, short / ratio)
     return round(tall * rng.uniform(0.97, 1.03)), round(wide)
 
@@ -78,7 +78,7 @@ def plan_ddsm(root: Path, rng: np.random.Generator, count: int, size: int) -> It
             file = f"{name}_{int(rng.integers(1, 16)):02d}-{scanner}_{case}_1.{view}.png"
             lists[split].append(file)
             drawn[name] += 1
-            height, width = _sides(rng, size, 1.5)
+            height, width = _sides(rng, size, 1.5, 0.06)
             yield (
                 root / "ddsm_raw" / file,
                 "breast",
@@ -99,7 +99,7 @@ def _fundus(rng: np.random.Generator, grade: int, size: int) -> dict[str, Any]:
     """Arguments of a fundus of a grade: more dark dots with each grade, bright exudates from grade 2 on."""
     dots = (0, 5, 7, 14, 20)[grade] + int(rng.integers(0, 3)) * (grade > 0)
     exudates = (0, 0, 5, 8, 16)[grade] + int(rng.integers(0, 3)) * (grade > 1)
-    height, width = _sides(rng, size, 0.67)
+    height, width = _sides(rng, size, 0.67, 0.3)
     return {"height": height, "width": width, "counts": (dots, exudates), "brightness": rng.uniform(0.16, 0.24)}
 
 
@@ -145,8 +145,11 @@ def draw(task: tuple[Path, str, dict[str, Any], tuple[int, int]]) -> None:
     """
     path, drawer, arguments, key = task
     cv2.setNumThreads(1)
-    image = DRAWERS[drawer](np.random.default_rng(key), **arguments)
-    options = [cv2.IMWRITE_JPEG_QUALITY, 92] if path.suffix == ".jpg" else [cv2.IMWRITE_PNG_COMPRESSION, 1]
+    rng = np.random.default_rng(key)
+    image = DRAWERS[drawer](rng, **arguments)
+    # How well a file packs is drawn too, or its bytes would tell how much there is to see in it.
+    quality, level = int(rng.integers(75, 98)), int(rng.choice([0, 1, 1, 9]))
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality] if path.suffix == ".jpg" else [cv2.IMWRITE_PNG_COMPRESSION, level]
     done, data = cv2.imencode(path.suffix, image if image.ndim == 2 else image[..., ::-1], options)
     assert done, path
     aside = path.with_name(f".{path.name}.partial")
@@ -155,7 +158,13 @@ def draw(task: tuple[Path, str, dict[str, Any], tuple[int, int]]) -> None:
 
 
 def draw_phantoms(
-    dataset: str, out: Path, num_images: int = 300, seed: int = 0, size: int | None = None, workers: int = 1
+    dataset: str,
+    out: Path,
+    num_images: int = 300,
+    seed: int = 0,
+    size: int | None = None,
+    workers: int = 1,
+    quiet: bool = False,
 ) -> None:
     """Draw `num_images` phantoms in the layout of `dataset` under `out`; ValueError for an unknown name or a used
     folder.
@@ -183,7 +192,7 @@ def draw_phantoms(
     tasks = [(*drawing, (seed, number)) for number, drawing in enumerate(plan)]
     for folder in {path.parent: None for path, *_ in tasks}:
         folder.mkdir(parents=True, exist_ok=True)
-    with tqdm(total=len(tasks), desc=f"{dataset} phantoms", unit="image", file=sys.stderr) as bar:
+    with tqdm(total=len(tasks), desc=f"{dataset} phantoms", unit="image", file=sys.stderr, disable=quiet) as bar:
         for _ in _mapped(tasks, workers):
             bar.update()
 

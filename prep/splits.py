@@ -54,9 +54,17 @@ def _deal_groups(content: np.ndarray, shares: np.ndarray, rng: np.random.Generat
         missing[index] -= content[part == index].sum(0)
     for group in rest[np.argsort(-content[rest, -1], kind="stable")]:
         need = (missing * (content[group] / np.maximum(totals, 1))).sum(1)
-        empty = np.array([not (part == index).any() for index in range(len(shares))]) if len(content) < 64 else False
-        part[group] = int(np.argmax(need + 1e6 * empty))
+        part[group] = int(np.argmax(need))
         missing[part[group]] -= content[group]
+    return _fill_empty(part, content[:, -1], len(shares))
+
+
+def _fill_empty(part: np.ndarray, sizes: np.ndarray, count: int) -> np.ndarray:
+    """Give a part that rounding left without any group the smallest group of the part with the most groups."""
+    for index in range(count):
+        if not (part == index).any():
+            richest = np.flatnonzero(part == np.argmax(np.bincount(part, minlength=count)))
+            part[richest[np.argmin(sizes[richest])]] = index
     return part
 
 
