@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 FORMAT = "medshard-1"
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 64 << 20
+MAX_MANIFEST_VALUES = 5_000_000  # what json makes of them takes at most about 100 bytes each
 BLANK_LABEL = -32768
 
 Task = Literal["single-label", "multi-label"]
@@ -184,6 +185,8 @@ class Manifest(_Part):
     @classmethod
     def parse(cls, data: bytes, where: str = MANIFEST_NAME) -> "Manifest":
         """Read a manifest from bytes; `where` names them in errors."""
+        if (values := sum(data.count(mark) for mark in (b",", b"[", b"{"))) > MAX_MANIFEST_VALUES:
+            raise ValueError(f"{where} has over {values} values, a manifest has at most {MAX_MANIFEST_VALUES}")
         try:
             document = json.loads(data)
         except (ValueError, RecursionError) as error:

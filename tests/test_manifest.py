@@ -71,6 +71,8 @@ def test_missing_and_oversized_files(tmp_path: Path) -> None:
         file.truncate(MAX_MANIFEST_BYTES + 1)
     with pytest.raises(ValueError, match="a manifest has at most"):
         Manifest.read(tmp_path)
+    with pytest.raises(ValueError, match="a manifest has at most 5000000"):
+        Manifest.parse(b"[" + b"[]," * 5_000_001 + b"[]]")
 
 
 @settings(max_examples=150, deadline=None)

@@ -13,7 +13,9 @@ import xxhash
 from shards import storage
 from shards.identity import sample_ids
 from shards.manifest import LabelView
+from shards.sets import write_set
 from shards.shardset import CorruptSample, ShardSet
+from shards.writer import Sample
 
 MakeSet = Callable[..., ShardSet]
 
@@ -177,6 +179,60 @@ def test_a_split_file_deals_samples_anew(tiny_set: Path, tmp_path: Path) -> None
     assert found == {key: name for key, name in folds.items() if name}
     with pytest.raises(ValueError, match="split 'val' does not exist in tiny; it has train, test"):
         fold.split("val")
+    assert fold.shared_groups() == {"train-test": 0}
+
+
+def test_a_split_file_that_parts_a_patient_is_seen(tiny_set: Path, tmp_path: Path) -> None:
+    split = ShardSet(tiny_set).split("train")
+    rows = split.rows(np.arange(6))
+    samples = [
+        Sample("train", f"k{i}", bytes(split.read(i)), "jpeg", (0,), int(rows.heights[i]), int(rows.widths[i]), i // 2)
+        for i in range(6)
+    ]
+    write_set(tmp_path / "set", samples, name="x", classes=["a"])
+    (tmp_path / "fold.csv").write_text("key,split\nk0,train\nk1,val\nk2,train\nk3,train\nk4,test\nk5,val\n")
+    fold = ShardSet(tmp_path / "set", split_file=tmp_path / "fold.csv")
+    assert fold.shared_groups() == {"train-val": 1, "train-test": 0, "val-test": 1}
+
+
+@pytest.mark.slow
+def test_ten_thousand_mutations_never_give_a_wrong_image(tiny_set: Path, tmp_path: Path) -> None:
+    """About a minute. Every read of a mutated set gives the written bytes or a ValueError of one line."""
+    folder = Path(shutil.copytree(tiny_set, tmp_path / "set"))
+    names = ["manifest.json", "test-000001.cols", "test-000001.tar"]
+    good = {name: (folder / name).read_bytes() for name in names}
+    wanted = {bytes(image) for image in map(ShardSet(tiny_set).split("test").read, range(19))}
+    rng, refused = np.random.default_rng(0), dict.fromkeys(names, 0)
+    for turn in range(10_000):
+        name = names[turn % 3]
+        (folder / name).write_bytes(mutated(good[name], rng))
+        try:
+            split = ShardSet(folder).split("test")
+            split.labels()
+            for position in range(max(split.num_samples - 7, 0), split.num_samples):
+                assert bytes(split.read(position)) in wanted and split.key(position)
+        except ValueError as error:
+            assert "\n" not in str(error)
+            refused[name] += 1
+        (folder / name).write_bytes(good[name])
+    assert all(count > 1500 for count in refused.values()), refused
+
+
+def mutated(data: bytes, rng: np.random.Generator) -> bytes:
+    """One to three of: bytes overwritten, cut out, doubled, the end cut off."""
+    content = bytearray(data)
+    for _ in range(int(rng.integers(1, 4))):
+        place, length = int(rng.integers(0, max(len(content), 1))), int(rng.integers(1, 40))
+        match int(rng.integers(0, 4)):
+            case 0:
+                content[place : place + length] = rng.bytes(length)
+            case 1:
+                del content[place : place + length]
+            case 2:
+                content[place:place] = content[place : place + length]
+            case 3:
+                del content[max(place, 1) :]
+    return bytes(content)
 
 
 @pytest.mark.parametrize(
