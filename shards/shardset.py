@@ -7,6 +7,7 @@ split files select and relabel at load time, without rewriting a tar.
 import hashlib
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -61,7 +62,9 @@ class Split:
         shards: Sequence[ShardInfo],
         selected: Sequence[np.ndarray | None],
         label_file: LabelFile | None,
+        digest: str,
     ):
+        self.digest = digest  # of the set under the view and files in force; it keys the plan's order
         self.storage, self.name, self.manifest, self.view = storage, name, storage.manifest, view
         self.shards = tuple(shards)
         self._selected = tuple(selected)
@@ -276,7 +279,12 @@ class ShardSet:
         if not whole:
             self.storage.prepare(shards)
         selected = [None if whole else self._select(shard, name) for shard in shards]
-        return Split(self.storage, name, self.view, shards, selected, self._label_file)
+        return Split(self.storage, name, self.view, shards, selected, self._label_file, self.digest)
+
+    def shared_groups(self) -> dict[str, int]:
+        """Groups that each pair of splits shares under the view and files in force, counted: {"train-val": 0, …}."""
+        groups = {name: np.unique(self.split(name).groups()) for name in self.split_names}
+        return {f"{a}-{b}": len(np.intersect1d(groups[a], groups[b])) for a, b in combinations(groups, 2)}
 
     def _all_mapped(self, info: SplitInfo) -> bool:
         if self.task == "multi-label" and self._label_file is None:
