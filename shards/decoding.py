@@ -22,7 +22,7 @@ def decode(
         if len(data) != wanted:
             raise ValueError(f"raw image has {len(data)} bytes, {height} x {width} x {channels} needs {wanted}")
         return np.frombuffer(data, np.dtype(dtype).newbyteorder("<")).reshape(height, width, channels)
-    flags = cv2.IMREAD_IGNORE_ORIENTATION | (cv2.IMREAD_COLOR if channels == 3 else cv2.IMREAD_GRAYSCALE)
+    flags = cv2.IMREAD_IGNORE_ORIENTATION | (cv2.IMREAD_COLOR_RGB if channels == 3 else cv2.IMREAD_GRAYSCALE)
     flags |= cv2.IMREAD_ANYDEPTH if bits == 16 else 0
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
@@ -34,7 +34,7 @@ def decode(
         raise ValueError(f"decodes to {image.shape[0]} x {image.shape[1]}, the index says {height} x {width}")
     if image.dtype != dtype:
         raise ValueError(f"decodes to {image.dtype}, the manifest says {bits} bits")
-    return image[:, :, None] if channels == 1 else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return image[:, :, None] if channels == 1 else image
 
 
 def probe(data: bytes | memoryview) -> tuple[int, int, int, int]:

@@ -1,0 +1,298 @@
+"""The loader: batches of a split in the plan's order, decoded ahead, with a bad sample masked instead of ending the run.
+
+Nothing here decides anything: the plan says which samples, the draws which parameters, the executor which pixels. What
+this file adds is the running ahead (one thread that prepares batches into a short queue) and the book of bad samples.
+"""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from shards.draws import DrawKeys
+from shards.host_executor import HostExecutor
+from shards.index import ENCODING_NAMES
+from shards.plan import Plan, PlanConfig, Slice, check_world
+from shards.shardset import CorruptSample, Split
+from shards.transforms import Parameters, Transform
+
+log = logging.getLogger(__name__)
+
+
+class Batch(NamedTuple):
+    """b samples of one rank, on the loader's device. The tensors are the caller's own."""
+
+    images: torch.Tensor  # float32[b, C, H, W]
+    labels: torch.Tensor  # int64[b] class index, or float32[b, classes] with NaN for ignored
+    sample_ids: torch.Tensor  # int64[b], the bits of the 64-bit ids
+    valid: torch.Tensor  # bool[b]; False is padding, or a sample that could not be read
+
+
+class BadSamples(ValueError):
+    """More samples are unreadable than the run allows; the text names them."""
+
+
+class _Prepared(NamedTuple):
+    batches: list[Batch]
+    consumed: int
+
+
+class Loader:
+    """Iterate to get `Batch`es of this rank.
+
+    Training (tail `carry` or `drop`): endless, from `samples_consumed` on. Evaluation (tail `partial`): one pass, every
+    sample once, the last batch padded under the mask. `samples_consumed` moves when a global batch is handed out; it is
+    all that a checkpoint needs, on any number of ranks.
+
+    Args:
+        split: which samples.
+        transform: what is made of them.
+        global_batch: samples a step over all ranks.
+        seed: of the order and of all draws.
+        order, tail: of the plan; see `plan.PlanConfig`.
+        rank, world: which part of each global batch.
+        executor: `host`, `dali`, or `auto`: DALI on a GPU, the host elsewhere.
+        device: `cpu`, `cuda` or `cuda:N`; where the tensors lie.
+        threads: that decode.
+        prefetch: steps prepared ahead.
+        samples_consumed: where to begin, in samples of the whole run over all ranks.
+        verify: check the hash of every image that is read.
+        micro_batch: hand out this rank's part in pieces of so many samples (gradient accumulation).
+        max_bad: unreadable samples that are masked and named before the run stops. strict: stop at the first.
+
+    Raises:
+        ValueError: the world does not divide the global batch, or a parameter is out of range.
+        BadSamples: from iteration, when there are more bad samples than allowed.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        transform: Transform,
+        *,
+        global_batch: int,
+        seed: int = 0,
+        order: Literal["global", "windowed", "sequential"] = "global",
+        tail: Literal["carry", "drop", "partial"] = "carry",
+        rank: int = 0,
+        world: int = 1,
+        executor: Literal["auto", "dali", "host"] = "auto",
+        device: str = "cpu",
+        threads: int = 2,
+        prefetch: int = 2,
+        samples_consumed: int = 0,
+        verify: bool = True,
+        micro_batch: int | None = None,
+        max_bad: int = 100,
+        strict: bool = False,
+    ):
+        check_world(global_batch, world)
+        share = global_batch // world
+        if micro_batch is not None and (micro_batch < 1 or share % micro_batch):
+            raise ValueError(f"micro_batch {micro_batch} does not divide the {share} samples a rank takes each step")
+        if transform.channels != split.manifest.channels:
+            raise ValueError(
+                f"the transform normalises {transform.channels} channels, the images of {split.manifest.name} have "
+                f"{split.manifest.channels}"
+            )
+        self.split, self.transform, self.seed = split, transform, seed
+        self.rank, self.world, self.prefetch, self.verify = rank, world, prefetch, verify
+        self.micro_batch, self.max_bad = micro_batch or share, 0 if strict else max_bad
+        self.device = torch.device(device)
+        self.plan = Plan(split.shard_sizes, PlanConfig(global_batch, seed, order=order, tail=tail), split.digest)
+        self.plan.slice(0, world, rank)  # refuses a rank outside the world
+        self.executor = choose_executor(executor, self.device)
+        self._make = lambda: _make_executor(self.executor, split, transform, threads, share, self.device)
+        self.samples_consumed = samples_consumed
+        self.wait_seconds = 0.0
+        self.bad: list[tuple[str, str]] = []
+        self._bad_keys: set[str] = set()
+        self._worker: _Worker | None = None
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of the split."""
+        return self.plan.num_samples
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Global batches that cover an epoch."""
+        return self.plan.steps(1)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches from `samples_consumed` on. One iteration at a time; a new one ends the one before."""
+        self.close()
+        worker = self._worker = _Worker(self)
+        try:
+            while True:
+                begun = time.perf_counter()
+                prepared = worker.next()
+                self.wait_seconds += time.perf_counter() - begun
+                if prepared is None:
+                    return
+                *first, last = prepared.batches
+                yield from first
+                self.samples_consumed = prepared.consumed
+                yield last
+        finally:
+            worker.close()
+
+    def close(self) -> None:
+        """End the thread that runs ahead; iterating again starts another where this one stopped."""
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
+
+    def prepare(self, executor: Any, consumed: int) -> list[Batch]:
+        """The rank's part of the global batch after `consumed` samples, in pieces of `micro_batch`."""
+        part = self.plan.slice(consumed, self.world, self.rank)
+        pieces = range(0, len(part.positions), self.micro_batch)
+        return [self._piece(executor, Slice(*(column[i : i + self.micro_batch] for column in part))) for i in pieces]
+
+    def _piece(self, executor: Any, part: Slice) -> Batch:
+        rows = self.split.rows(part.positions)
+        sizes = np.stack([rows.heights, rows.widths], axis=1).astype(np.int64)
+        keys = DrawKeys(self.seed, part.epochs, rows.sample_ids, part.occurrences)
+        parameters = self.transform.draw(keys, sizes[:, 0], sizes[:, 1])
+        images, failures = self._read(part.positions)
+        good = np.array([i for i in range(len(images)) if i not in failures], np.int64)
+        pixels, refused = self._run(executor, images, rows.encodings, sizes, parameters, good)
+        failures.update(refused)
+        for i in sorted(failures):
+            self._book(self.split.key(int(part.positions[i])), failures[i])
+        valid = part.valid.copy()
+        valid[list(failures)] = False
+        labels = torch.from_numpy(self.split.labels(part.positions))
+        ids = torch.from_numpy(np.ascontiguousarray(rows.sample_ids).view(np.int64))
+        return Batch(*(tensor.to(self.device) for tensor in (pixels, labels, ids, torch.from_numpy(valid))))
+
+    def _read(self, positions: np.ndarray) -> tuple[list[memoryview], dict[int, str]]:
+        images, failures = [], {}
+        for i, position in enumerate(positions.tolist()):
+            try:
+                images.append(self.split.read(position, self.verify))
+            except CorruptSample as error:
+                images.append(memoryview(b""))
+                failures[i] = str(error)
+        return images, failures
+
+    def _run(
+        self,
+        executor: Any,
+        images: list[memoryview],
+        encodings: np.ndarray,
+        sizes: np.ndarray,
+        parameters: Parameters,
+        good: np.ndarray,
+    ) -> tuple[torch.Tensor, dict[int, str]]:
+        """Pixels of all samples, zero where a sample is not good or is refused, and who was refused why."""
+        names = [ENCODING_NAMES[int(code)] for code in encodings]
+        if len(good) == len(images):
+            pixels, refused = executor.run(images, names, sizes, parameters)
+            return pixels, dict(refused)
+        pixels = torch.zeros((len(images), self.transform.channels, *self.transform.size), device=self.device)
+        if not len(good):
+            return pixels, {}
+        found, refused = executor.run(
+            [images[i] for i in good], [names[i] for i in good], sizes[good], parameters.rows(good)
+        )
+        pixels[torch.from_numpy(good).to(self.device)] = found.to(self.device)
+        return pixels, {int(good[i]): reason for i, reason in refused}
+
+    def _book(self, key: str, reason: str) -> None:
+        if key in self._bad_keys:
+            return
+        self._bad_keys.add(key)
+        self.bad.append((key, reason))
+        log.warning("sample %s of %s is masked: %s", key, self.split.name, reason)
+        if len(self.bad) > self.max_bad:
+            named = "; ".join(f"{key}: {reason}" for key, reason in self.bad[:10])
+            raise BadSamples(
+                f"{len(self.bad)} samples of {self.split.name} cannot be read, {self.max_bad} are allowed: {named}"
+                + ("; …" if len(self.bad) > 10 else "")
+            )
+
+
+class _Worker:
+    """One thread that prepares batches ahead of the consumer; an error there is raised at the consumer."""
+
+    def __init__(self, loader: Loader):
+        self._loader = loader
+        self._queue: queue.Queue[_Prepared | BaseException | None] = queue.Queue(max(loader.prefetch, 1))
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="loader", daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        try:
+            for prepared in self._prepare():
+                if not self._put(prepared):
+                    return
+            self._put(None)
+        except BaseException as error:  # handed over, not swallowed: `next` raises it
+            self._put(error)
+
+    def _prepare(self) -> Iterator[_Prepared]:
+        loader, plan = self._loader, self._loader.plan
+        consumed, batch = loader.samples_consumed, plan.config.global_batch
+        end = plan.samples_per_epoch if plan.config.tail == "partial" else None
+        executor = loader._make()
+        ahead = loader.split.fetch_ahead(plan, consumed, world=loader.world, rank=loader.rank)
+        try:
+            while end is None or consumed < end:
+                ahead.advance(consumed)
+                batches = loader.prepare(executor, consumed)
+                consumed += batch
+                yield _Prepared(batches, consumed)
+        finally:
+            ahead.close()
+            executor.close()
+
+    def _put(self, item: _Prepared | BaseException | None) -> bool:
+        while not self._stop.is_set():
+            try:
+                self._queue.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def next(self) -> _Prepared | None:
+        """The next step's batches; None at the end."""
+        item = self._queue.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def close(self) -> None:
+        """Stop, and wait for the thread."""
+        self._stop.set()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+
+def choose_executor(executor: Literal["auto", "dali", "host"], device: torch.device) -> Literal["dali", "host"]:
+    """The executor that `auto` means on a device. ValueError for unknown names."""
+    if executor == "auto":
+        return "dali" if device.type == "cuda" else "host"
+    if executor not in ("dali", "host"):
+        raise ValueError(f"unknown executor '{executor}'; known: auto, dali, host")
+    return executor
+
+
+def _make_executor(
+    name: str, split: Split, transform: Transform, threads: int, batch: int, device: torch.device
+) -> Any:
+    bits = split.manifest.bits
+    if name == "host":
+        return HostExecutor(transform, bits=bits, threads=threads)
+    from shards.dali_executor import DaliExecutor  # takes a second to import, and only this executor needs it
+
+    device_id = (device.index or 0) if device.type == "cuda" else None
+    raw = split.manifest.encoding == "raw"
+    return DaliExecutor(transform, bits=bits, threads=threads, batch=batch, device_id=device_id, raw=raw)
