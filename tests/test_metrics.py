@@ -32,6 +32,9 @@ def expected_single(labels, probabilities):
         "roc_auc": judge.roc_auc_score(labels, probabilities[:, 1])
         if two
         else judge.roc_auc_score(labels, probabilities, multi_class="ovo", average="macro"),
+        "roc_auc_ovr": judge.roc_auc_score(labels, probabilities[:, 1])
+        if two
+        else judge.roc_auc_score(labels, probabilities, multi_class="ovr", average="macro"),
         "average_precision": judge.average_precision_score(labels, probabilities[:, 1])
         if two
         else judge.average_precision_score(np.eye(classes)[labels], probabilities, average="macro"),
@@ -105,7 +108,9 @@ def test_one_class_alone_leaves_ranking_metrics_and_kappa_undefined():
     with pytest.warns(UndefinedMetric):
         ours = evaluate("single-label", np.zeros(5, int), np.tile([0.7, 0.3], (5, 1)), 2)
     assert ours["accuracy"] == 1.0
-    assert all(np.isnan(ours[name]) for name in ("roc_auc", "average_precision", "kappa", "quadratic_kappa"))
+    assert all(
+        np.isnan(ours[name]) for name in ("roc_auc", "roc_auc_ovr", "average_precision", "kappa", "quadratic_kappa")
+    )
 
 
 def test_no_samples_and_nan_probabilities_give_nan():

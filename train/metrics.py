@@ -104,6 +104,13 @@ def roc_auc(truth: np.ndarray, scores: np.ndarray) -> float:
     return _mean_of_defined([_pair_auc(truth, scores, a, b) for a, b in pairs], "roc_auc", "pairs of classes")
 
 
+def roc_auc_ovr(truth: np.ndarray, scores: np.ndarray) -> float:
+    """Area under the ROC curve, the mean of each class against the rest; of class 1 for two classes."""
+    classes = [1] if scores.shape[1] == 2 else range(scores.shape[1])
+    found = [_binary_auc(truth == c, scores[:, c]) for c in classes]
+    return _mean_of_defined(found, "roc_auc_ovr", "classes that all or no samples have")
+
+
 def average_precision(truth: np.ndarray, scores: np.ndarray) -> float:
     """Area under the precision-recall steps: of class 1 for two classes, else the mean of each against the rest."""
     classes = [1] if scores.shape[1] == 2 else range(scores.shape[1])
@@ -249,6 +256,7 @@ _OF_TASK: dict[str, dict[str, Callable[[np.ndarray, np.ndarray], float]]] = {
         "kappa": kappa,
         "quadratic_kappa": quadratic_kappa,
         "roc_auc": roc_auc,
+        "roc_auc_ovr": roc_auc_ovr,
         "average_precision": average_precision,
     },
     "multi-label": {
