@@ -28,6 +28,20 @@ class Order(Protocol):
         ...
 
 
+class Selection(Protocol):
+    """A part of the stored samples, numbered anew; see subsets.Subset."""
+
+    num_samples: int
+
+    def positions(self, index: Ints) -> Ints:
+        """The stored position of each kept sample."""
+        ...
+
+    def shard_sizes(self, shard_starts: Ints) -> Ints:
+        """How many samples each shard keeps."""
+        ...
+
+
 class SequentialOrder:
     """As stored: for evaluation."""
 
@@ -111,6 +125,18 @@ class WindowedOrder:
         starts = shard_starts[:-1]
         nth = np.arange(starts.size) - first_shard[locate(partition_starts, starts)]
         return np.union1d(partition_starts, starts[nth % self.window == 0])
+
+
+class SubsetOrder:
+    """An order over the kept samples, told in stored positions."""
+
+    def __init__(self, inner: Order, subset: Selection) -> None:
+        self.inner, self.subset, self.num_samples = inner, subset, inner.num_samples
+
+    def __call__(self, index: Ints, epochs: Ints) -> tuple[Ints, Ints]:
+        """The inner order's, mapped."""
+        positions, occurrences = self.inner(index, epochs)
+        return self.subset.positions(positions), occurrences
 
 
 def prefix_sums(counts: Ints) -> Ints:

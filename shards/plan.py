@@ -21,7 +21,17 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.orders import GlobalOrder, Ints, Order, SequentialOrder, WindowedOrder, locate, prefix_sums
+from shards.orders import (
+    GlobalOrder,
+    Ints,
+    Order,
+    Selection,
+    SequentialOrder,
+    SubsetOrder,
+    WindowedOrder,
+    locate,
+    prefix_sums,
+)
 from shards.permutation import make_key
 
 ORDERS = ("global", "windowed", "sequential")
@@ -82,29 +92,39 @@ class Reads(NamedTuple):
 class Plan:
     """The plan of one split.
 
-    shard_sizes: samples in each shard, in stored order. digest: of the manifest, so that another set has another
-    order. order: takes the place of config.order (class balancing, subsets). Raises ValueError for an empty split, or
-    one smaller than the global batch under `drop`.
+    shard_sizes: samples in each shard, in stored order. digest: of the set and split, so that another one has another
+    order. subset: the samples to keep; positions stay the stored ones. order: takes the place of config.order (class
+    balancing, which leaves samples out by itself). Raises ValueError where no sample is left, or under `drop` fewer
+    than a global batch.
     """
 
     def __init__(
-        self, shard_sizes: Sequence[int] | Ints, config: PlanConfig, digest: str = "", *, order: Order | None = None
+        self,
+        shard_sizes: Sequence[int] | Ints,
+        config: PlanConfig,
+        digest: str = "",
+        *,
+        subset: Selection | None = None,
+        order: Order | None = None,
     ) -> None:
+        assert subset is None or order is None
         self.config = config
         self.shard_starts = prefix_sums(_checked_sizes(shard_sizes))
         self.key = make_key(config.seed, digest)
-        stored = int(self.shard_starts[-1])
-        self.num_samples = order.num_samples if order else stored
+        sizes = subset.shard_sizes(self.shard_starts) if subset else np.diff(self.shard_starts)
+        self.num_samples = order.num_samples if order else int(_checked_sizes(sizes).sum())
         self.samples_per_epoch = _samples_per_epoch(self.num_samples, config)
-        self.order = order or self._make_order()
+        self.order = order or self._make_order(sizes)
+        if subset:
+            self.order = SubsetOrder(self.order, subset)
 
-    def _make_order(self) -> Order:
+    def _make_order(self, sizes: Ints) -> Order:
         config = self.config
         if config.order == "sequential":
             return SequentialOrder(self.num_samples)
         if config.order == "global":
             return GlobalOrder(self.num_samples, self.key)
-        sizes, partitions, stride = np.diff(self.shard_starts), self.partitions, self.samples_per_epoch
+        partitions, stride = self.partitions, self.samples_per_epoch
         return WindowedOrder(sizes, self.key, window=config.window, partitions=partitions, stride=stride)
 
     @property
