@@ -2,7 +2,7 @@
 
     python benchmarks/plan.py                    about a minute on one core; --samples, --shards for another size
 
-Prints versions, hardware and three tables. Reads and writes nothing. The orders of others are run as their code does:
+Prints versions, hardware and four tables. Reads and writes nothing. The orders of others are run as their code does:
 webdataset's own `shuffle` filter, and DALI's reader buffer as its documentation states it (a random one of the buffer
 goes out, the next sample takes its place), simulated here because the reader gives no positions out.
 """
@@ -14,13 +14,16 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
+from shards.balance import BalancedOrder
+from shards.mixture import Mixture
 from shards.plan import ORDERS, Plan, PlanConfig
+from shards.subsets import Subset, keep_fraction
 
 BATCH = 64
 
@@ -138,6 +141,36 @@ def _quality(order: np.ndarray, count: int) -> str:
     return f"{(table > 0).sum(1).mean():9.2f}{chi:9.2f}{lags[0]:10.3f}{lags[1]:11.3f}{drift:9.3f}"
 
 
+def measure_parts(args: argparse.Namespace, count: int = 10**7) -> None:
+    rng = np.random.default_rng(0)
+    classes = rng.choice(5, count, p=[0.5, 0.25, 0.15, 0.07, 0.03]).astype(np.int8)
+    groups = rng.integers(0, 2**63, count // 4).astype(np.uint64)[rng.integers(0, count // 4, count)]
+    print(
+        f"\nparts of {count:.0e} samples, 5 classes, {count // 4:.1e} groups; seconds to make, then a batch of 1024, ms"
+    )
+    config = PlanConfig(1024, 0)
+    _report("fraction .1", lambda: _subset_plan(keep_fraction(0.1, groups, classes.astype(np.int64), seed=0), config))
+    _report("balance classes", lambda: Plan([count], config, order=BalancedOrder(classes, 0)))
+    sources = [make_plan(args, "windowed", 1024) for _ in range(2)]
+    _report(f"mixture of two sets of {args.samples:.0e}, windowed", lambda: Mixture(sources, [0.7, 0.3]))
+
+
+def _subset_plan(kept: np.ndarray, config: PlanConfig) -> Plan:
+    return Plan([kept.size], config, subset=Subset(kept))
+
+
+def _report(name: str, make: Callable[[], Plan]) -> None:
+    started = time.process_time()
+    plan = make()
+    made, consumed = time.process_time(), 10**9 // 1024 * 1024
+    plan.slice(consumed, 1, 0)
+    batch = time.process_time()
+    for step in range(20):
+        plan.slice(consumed + 1024 * step, 1, 0)
+    each = (time.process_time() - batch) / 20
+    print(f"{name:44}{made - started:8.2f} s{(batch - made) * 1e3:9.1f} the first,{each * 1e3:7.2f} the next")
+
+
 def main() -> None:
     args = parse_args()
     if args.first_batch:
@@ -148,6 +181,7 @@ def main() -> None:
     print(f"python {platform.python_version()}, " + ", ".join(f"{name} {version(name)}" for name in names) + f"; {cpu}")
     measure_first_batch(args)
     measure_rate(args)
+    measure_parts(args)
     measure_shuffle()
 
 
