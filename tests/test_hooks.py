@@ -64,6 +64,10 @@ def test_maps_pool_to_their_spatial_mean():
     torch.testing.assert_close(pool(maps), maps.mean((2, 3)))
     last = maps.permute(0, 2, 3, 1)
     torch.testing.assert_close(pool(last, layout=Layout(channels_last=True)), maps.mean((2, 3)))
+    square = torch.rand(2, 5, 4, 4)  # tells itself, whatever the family notes
+    for layout in (Layout(), Layout(channels_last=True)):
+        torch.testing.assert_close(pool(square, layout=layout), square.mean((2, 3)))
+        torch.testing.assert_close(pool(square.permute(0, 2, 3, 1), layout=layout), square.mean((2, 3)))
     vectors = torch.rand(2, 5)
     assert pool(vectors) is vectors
 
@@ -154,6 +158,8 @@ def test_extract_says_what_is_wrong():
     model = small()
     with pytest.raises(ValueError, match="no valid sample"):
         extract(model, [], taps(model))
+    with pytest.raises(ValueError, match=r"layer stem pools to \(16,\), not to \[4, width\]: leave it out"):
+        extract(model, loader(), {"stem": taps(model)["stem"]}, pool=lambda maps: torch.zeros(16))
     with pytest.raises(ValueError, match="never called lonely"):
         extract(model, loader(), {"lonely": nn.Linear(2, 2)})
     assert number_of_hooks(model) == 0

@@ -89,7 +89,7 @@ def pool(tensor: Tensor, how: How = "auto", layout: Layout = _PLAIN) -> Tensor:
     if tensor.ndim == 2:
         return tensor
     if tensor.ndim == 4:
-        return tensor.mean(dim=(1, 2) if layout.channels_last else (2, 3))
+        return tensor.mean(dim=(1, 2) if _is_channels_last(tensor, layout) else (2, 3))
     if tensor.ndim != 3:
         raise ValueError(f"cannot pool activations of shape {tuple(tensor.shape)}: 2, 3 or 4 dimensions are known")
     tokens = tensor.shape[1]
@@ -128,7 +128,11 @@ def extract(
             model(batch_images.to(device))
             _refuse_silent(taps, outputs)
             for name in taps:
-                parts[name].append(pooled(outputs[name]).float().cpu().numpy()[keep])
+                vectors = pooled(outputs[name])
+                if vectors.ndim != 2 or len(vectors) != len(keep):
+                    shape = tuple(vectors.shape)
+                    raise ValueError(f"layer {name} pools to {shape}, not to [{len(keep)}, width]: leave it out")
+                parts[name].append(vectors.float().cpu().numpy()[keep])
             labels.append(batch_labels.cpu().numpy()[keep])
             ids.append(batch_ids.cpu().numpy()[keep].view(np.uint64))
             seen += int(keep.sum())
@@ -153,6 +157,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 _pool = pool
+
+
+def _is_channels_last(tensor: Tensor, layout: Layout) -> bool:
+    """Square maps tell themselves, as some families' blocks differ from what timm notes; else the layout does."""
+    _, first, second, third = tensor.shape
+    if (first == second) != (second == third):
+        return first == second
+    return layout.channels_last
 
 
 def _attach(name: str, tap: Tap, outputs: dict[str, Tensor]) -> Callable[[], None]:

@@ -1,8 +1,8 @@
 """The layer groups of a timm model: the one unit that starts, learning rates, CKA, L2 and re-initialisation share.
 
 The groups are those of timm's `group_matcher(coarse=False)`: about one a residual or transformer block, with the
-layers and after joined to a neighbour as timm has it (a ViT's last norm belongs to its last block). Families without
-a matcher are cut at their top-level modules, and `grouping` says so.
+layers before and after joined to a neighbour as timm has it (a ViT's last norm belongs to its last block). Families
+without a matcher are cut at their top-level modules, and `grouping` says so.
 """
 
 import re
@@ -11,8 +11,6 @@ from typing import NamedTuple
 
 from timm.models._manipulate import group_with_matcher
 from torch import nn
-
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 class InputOf(NamedTuple):
