@@ -1,7 +1,7 @@
 """Random numbers that depend on what they are for, never on when they are asked for.
 
 Philox-4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) is a keyed bijection of a 128-bit
-counter. The key is a hash of (seed, view, operator); the counter holds (sample id, epoch, occurrence in the epoch, block).
+counter. The key is a hash of (seed, view, operator); the counter holds (sample id, epoch, occurrence there, block).
 So a sample's draws are the same on every rank, in every batch and after every resume, and adding an operator to a
 transform cannot shift the numbers of another.
 """
@@ -60,7 +60,7 @@ class DrawKeys:
         return self.uniforms([(operator, n)], first_block)[0]
 
     def uniforms(self, requests: Sequence[tuple[str, int]], first_block: int = 0) -> list[np.ndarray]:
-        """One float64[b, n] for each (operator, n): the same numbers as one by one, in a single pass of the generator."""
+        """One float64[b, n] for each (operator, n): the numbers of one by one, in a single pass of the generator."""
         blocks = [-(-n // UNIFORMS_PER_BLOCK) for _, n in requests]
         keys = np.repeat(
             np.array([_operator_key(self.seed, self.view, name) for name, _ in requests], np.uint64), blocks

@@ -12,8 +12,8 @@ EXIT_INTERRUPTED = 130
 def run_cli(main: Callable[[], int | None], *, debug: bool = False) -> NoReturn:
     """Run `main` and leave the process with its exit code.
 
-    A ValueError or OSError is the user's to mend: its text goes to standard error in one line, exit code 2. Ctrl-C exits
-    with 130 and says how to go on. Everything else is ours and keeps its traceback.
+    A ValueError or OSError is the user's to mend: its text goes to standard error in one line, exit code 2. Ctrl-C
+    exits with 130 and says how to go on. Everything else is ours and keeps its traceback.
     """
     try:
         code = main() or 0

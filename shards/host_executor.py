@@ -1,8 +1,9 @@
 """The host executor: drawn parameters applied on the CPU by libjpeg-turbo, torch's uint8 resize and OpenCV.
 
-On a machine without a GPU it is faster than DALI (docs/decisions/0003), and it is the oracle that DALI's graph is tested
-against. Decoding, resizing and flipping hold no GIL, so plain threads use every core. A sample is computed by one thread
-alone, from its bytes and its parameters: what else is in the batch, and how many threads there are, cannot change it.
+On a machine without a GPU it is faster than DALI (docs/decisions/0003), and it is the oracle that DALI's graph is
+tested against. Decoding, resizing and flipping hold no GIL, so plain threads use every core. A sample is computed by
+one thread alone, from its bytes and its parameters: neither the rest of the batch nor the number of threads can change
+it.
 """
 
 from collections.abc import Sequence
@@ -84,7 +85,7 @@ def _resample(
     top, left, height, width = window
     image = stored[top : top + height, left : left + width]
     if [height, width] != resized:
-        tensor = torch.from_numpy(np.ascontiguousarray(image if image.dtype == np.uint8 else image.astype(np.float32)))
+        tensor = torch.from_numpy(np.require(image, np.uint8 if image.dtype == np.uint8 else np.float32, ["C", "W"]))
         tensor = functional.interpolate(
             tensor.permute(2, 0, 1)[None], resized, mode="bilinear", align_corners=False, antialias=True
         )

@@ -1,4 +1,4 @@
-"""The loader: batches of a split in the plan's order, decoded ahead, with a bad sample masked instead of ending the run.
+"""The loader: batches of a split in the plan's order, decoded ahead; a bad sample is masked and ends no run.
 
 Nothing here decides anything: the plan says which samples, the draws which parameters, the executor which pixels. What
 this file adds is the running ahead (one thread that prepares batches into a short queue) and the book of bad samples.

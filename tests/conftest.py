@@ -101,3 +101,15 @@ def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_set_fixture() -> Callable[..., ShardSet]:
     """The function `make_set(folder, **options)`, for tests that want other channels, labels or encodings."""
     return make_set
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `gpu` run where a CUDA device is found; elsewhere they are shown as skipped, by name."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))

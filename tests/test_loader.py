@@ -1,0 +1,179 @@
+"""Batches: exactly the plan's samples, the same pixels on any ranks, threads and resume points, bad samples masked."""
+
+import shutil
+import threading
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from shards.loader import BadSamples, Batch, Loader
+from shards.plan import rank_places
+from shards.shardset import ShardSet
+from shards.transforms import Transform, eval_transform, train_transform
+
+EXECUTORS = ("host", "dali")
+
+
+def transform(shards: ShardSet, size: int = 32) -> Transform:
+    return train_transform(size, shards.manifest.mean, shards.manifest.std)
+
+
+def batches(shards: ShardSet, count: int, **options: Any) -> list[Batch]:
+    loader = Loader(shards.split("train"), transform(shards), **{"global_batch": 8, "seed": 3} | options)
+    found = list(islice(loader, count))
+    loader.close()
+    return found
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_pixels_do_not_depend_on_ranks_threads_or_resume(tiny_set: Path, executor: str) -> None:
+    shards = ShardSet(tiny_set)
+    whole = batches(shards, 10, executor=executor)  # 80 samples: beyond the end of the first epoch
+    for world in (2, 4):
+        for rank in range(world):
+            places = rank_places(8, world, rank)
+            part = batches(shards, 10, executor=executor, world=world, rank=rank, threads=1 + rank)
+            for mine, all_of_it in zip(part, whole, strict=True):
+                assert torch.equal(mine.sample_ids, all_of_it.sample_ids[places])
+                assert torch.equal(mine.images, all_of_it.images[places])
+                assert torch.equal(mine.labels, all_of_it.labels[places])
+    later = batches(shards, 3, executor=executor, samples_consumed=7 * 8, threads=3)
+    assert all(torch.equal(a.images, b.images) for a, b in zip(later, whole[7:], strict=True))
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_a_kept_batch_does_not_change(tiny_set: Path, executor: str) -> None:
+    shards = ShardSet(tiny_set)
+    loader = iter(Loader(shards.split("train"), transform(shards), global_batch=8, executor=executor))
+    kept = next(loader)
+    copy = kept.images.clone()
+    others = [next(loader) for _ in range(10)]
+    assert torch.equal(kept.images, copy) and len({other.images.data_ptr() for other in others}) == 10
+    loader.close()
+
+
+def test_an_epoch_is_every_sample_once_and_the_next_is_augmented_anew(tiny_set: Path) -> None:
+    shards = ShardSet(tiny_set)
+    drawn = batches(shards, 15)  # 120 samples: two epochs of 60
+    ids = torch.cat([batch.sample_ids for batch in drawn]).numpy().view(np.uint64)
+    stored = np.sort(shards.split("train").sample_ids())
+    np.testing.assert_array_equal(np.sort(ids[:60]), stored)
+    np.testing.assert_array_equal(np.sort(ids[60:]), stored)
+    images = torch.cat([batch.images for batch in drawn])
+    again = 60 + int(np.flatnonzero(ids[60:] == ids[0])[0])
+    assert not torch.equal(images[0], images[again])
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_evaluation_is_one_masked_pass(tiny_set: Path, executor: str) -> None:
+    shards = ShardSet(tiny_set)
+    split = shards.split("val")
+    make = lambda rank: Loader(  # noqa: E731
+        split, eval_transform(32, shards.manifest.mean, shards.manifest.std), global_batch=8, order="sequential",
+        tail="partial", rank=rank, world=2, executor=executor,
+    )  # fmt: skip
+    ranks = [list(make(rank)) for rank in (0, 1)]
+    assert [len(rank) for rank in ranks] == [3, 3]  # 17 samples: every rank keeps its step count
+    valid = [batch.sample_ids[batch.valid] for rank in ranks for batch in rank]
+    np.testing.assert_array_equal(np.sort(torch.cat(valid).numpy().view(np.uint64)), np.sort(split.sample_ids()))
+
+
+def test_micro_batches_are_the_batch_in_pieces(tiny_set: Path) -> None:
+    shards = ShardSet(tiny_set)
+    whole, pieces = batches(shards, 2), batches(shards, 8, micro_batch=2)
+    assert torch.equal(torch.cat([b.images for b in whole]), torch.cat([b.images for b in pieces]))
+    loader = Loader(shards.split("train"), transform(shards), global_batch=8, micro_batch=4)
+    stream = iter(loader)
+    consumed = [loader.samples_consumed for _ in islice(stream, 4)]
+    assert consumed == [0, 8, 8, 16]  # a half-done step counts for nothing
+    stream.close()
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize(
+    "options", [{"channels": 1}, {"encoding": "png"}, {"encoding": "raw"}, {"task": "multi-label"}]
+)
+def test_kinds_of_sets(make_set: Callable, tmp_path: Path, executor: str, options: dict[str, Any]) -> None:
+    shards = make_set(tmp_path / "set", train=16, val=3, test=3, **options)
+    batch = batches(shards, 1, executor=executor)[0]
+    assert batch.images.shape == (8, options.get("channels", 3), 32, 32) and batch.images.dtype == torch.float32
+    assert abs(float(batch.images.mean())) < 1.0 and 0.3 < float(batch.images.std()) < 2.0
+    wanted = (torch.float32, (8, 3)) if "task" in options else (torch.int64, (8,))
+    assert (batch.labels.dtype, tuple(batch.labels.shape)) == wanted
+    other = batches(shards, 1, executor="dali" if executor == "host" else "host")[0]
+    assert float((batch.images - other.images).abs().mean()) < 0.02
+
+
+def damaged(source: Path, folder: Path) -> tuple[ShardSet, str]:
+    """A copy of a set in which one training image is overwritten."""
+    shutil.copytree(source, folder)
+    split = ShardSet(folder).split("train")
+    rows = split.rows(np.array([9]))
+    shard = split.shards[int(rows.shards[0])]
+    with (folder / shard.name).open("r+b") as file:
+        file.seek(int(rows.offsets[0]))
+        file.write(b"\0" * int(rows.sizes[0]))
+    return ShardSet(folder), split.key(9)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_a_broken_sample_is_named_and_masked_and_the_run_goes_on(
+    tiny_set: Path, tmp_path: Path, executor: str, verify: bool
+) -> None:
+    shards, key = damaged(tiny_set, tmp_path / "set")
+    loader = Loader(shards.split("train"), transform(shards), global_batch=8, executor=executor, verify=verify)
+    seen = list(islice(loader, 15))  # two epochs: it comes twice and is booked once
+    loader.close()
+    assert [name for name, _ in loader.bad] == [key] and loader.bad[0][1]
+    valid = torch.cat([batch.valid for batch in seen])
+    assert int((~valid).sum()) == 2
+    assert not torch.cat([batch.images for batch in seen])[~valid].any()
+    good = batches(ShardSet(tiny_set), 15, executor=executor, seed=0)
+    for mine, theirs in zip(seen, good, strict=True):
+        assert torch.equal(mine.sample_ids, theirs.sample_ids)
+        assert torch.equal(mine.images[mine.valid], theirs.images[mine.valid])
+
+
+@pytest.mark.parametrize("options", [{"strict": True}, {"max_bad": 0}])
+def test_too_many_broken_samples_stop_with_their_names(tiny_set: Path, tmp_path: Path, options: dict) -> None:
+    shards, key = damaged(tiny_set, tmp_path / "set")
+    loader = Loader(shards.split("train"), transform(shards), global_batch=8, **options)
+    with pytest.raises(BadSamples, match=f"1 samples of train cannot be read, 0 are allowed: {key}: sample {key}"):
+        list(islice(loader, 15))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("loader", "host-executor"))]
+
+
+def test_threads_end_with_the_iteration(tiny_set: Path) -> None:
+    shards = ShardSet(tiny_set)
+    loader = Loader(shards.split("train"), transform(shards), global_batch=8, threads=3)
+    for _ in islice(loader, 2):
+        pass
+    loader.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("loader", "host-executor"))]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"global_batch": 8, "world": 3}, "world size 3 does not divide the global batch 8: use 2 or 4 ranks"),
+        ({"global_batch": 8, "micro_batch": 3}, "micro_batch 3 does not divide the 8 samples"),
+        ({"global_batch": 8, "executor": "gpu"}, "unknown executor 'gpu'; known: auto, dali, host"),
+        ({"global_batch": 8, "world": 2, "rank": 2}, "rank 2 of 2"),
+    ],
+)
+def test_wrong_options_are_refused(tiny_set: Path, options: dict[str, Any], message: str) -> None:
+    shards = ShardSet(tiny_set)
+    with pytest.raises(ValueError) as caught:
+        Loader(shards.split("train"), transform(shards), **options)
+    assert message in str(caught.value)
+
+
+def test_another_channel_count_is_refused(tiny_set: Path) -> None:
+    with pytest.raises(ValueError, match=r"normalises 1 channels, the images of tiny have 3"):
+        Loader(ShardSet(tiny_set).split("train"), train_transform(32, (0.5,), (0.2,)), global_batch=8)

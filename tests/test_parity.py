@@ -1,0 +1,124 @@
+"""Both executors against torchvision, given the same parameters, on real and drawn images."""
+
+import io
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import functional
+
+from shards.dali_executor import DaliExecutor, graph
+from shards.decoding import decode
+from shards.draws import DrawKeys
+from shards.host_executor import HostExecutor
+from shards.transforms import Parameters, Transform, eval_transform, train_transform
+
+MEAN, STD = (0.4, 0.5, 0.3), (0.2, 0.3, 0.25)
+TRANSFORMS = {"train": train_transform(224, MEAN, STD), "eval": eval_transform(224, MEAN, STD)}
+
+
+@pytest.fixture(scope="module")
+def photographs() -> list[bytes]:
+    """Images with edges, fine texture and smooth colour, of mixed sizes, as JPEG."""
+    rng, found = np.random.default_rng(0), []
+    for height, width in [(256, 340), (300, 256), (256, 256), (400, 271)]:
+        y, x = np.mgrid[:height, :width].astype(np.float32)
+        image = np.stack([127 + 90 * np.sin(x / f) * np.cos(y / (f + 3)) for f in (9, 23, 57)], axis=2)
+        image[height // 3 : height // 2, width // 4 : width // 2] = rng.uniform(0, 255, 3)
+        image += rng.normal(0, 12, image.shape)
+        done, data = cv2.imencode(".jpg", np.clip(image, 0, 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 95])
+        assert done
+        found.append(data.tobytes())
+    return found
+
+
+def drawn(transform: Transform, images: list[bytes]) -> tuple[np.ndarray, Parameters]:
+    sizes = np.array([cv2.imdecode(np.frombuffer(data, np.uint8), 1).shape[:2] for data in images])
+    zeros = np.zeros(len(images), np.int64)
+    keys = DrawKeys(5, zeros, np.arange(len(images), dtype=np.uint64), zeros)
+    return sizes, transform.draw(keys, sizes[:, 0], sizes[:, 1])
+
+
+def by_torchvision(transform: Transform, images: list[bytes], parameters: Parameters) -> torch.Tensor:
+    """The drawn parameters through Pillow's decoder and torchvision's functional operators on uint8 tensors."""
+    out, geometry = [], parameters.geometry
+    for i, data in enumerate(images):
+        image = torch.from_numpy(np.array(Image.open(io.BytesIO(data)).convert("RGB"))).permute(2, 0, 1)
+        top, left, height, width = geometry.windows[i].tolist()
+        image = functional.resize(image[:, top : top + height, left : left + width], geometry.resized[i].tolist())
+        top, left = geometry.corners[i].tolist()
+        image = image[:, top : top + geometry.size[0], left : left + geometry.size[1]]
+        image = functional.horizontal_flip(image) if parameters.hflip[i] else image
+        image = functional.vertical_flip(image) if parameters.vflip[i] else image
+        out.append(functional.normalize(functional.to_dtype(image, torch.float32, scale=True), MEAN, STD))
+    return torch.stack(out)
+
+
+def levels(difference: torch.Tensor) -> np.ndarray:
+    """Absolute differences of normalised pixels, in levels of 0..255: [b, C, H, W]."""
+    return (difference.abs() * torch.tensor(STD)[:, None, None] * 255).numpy()
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_host_equals_torchvision(photographs: list[bytes], name: str) -> None:
+    transform = TRANSFORMS[name]
+    sizes, parameters = drawn(transform, photographs)
+    executor = HostExecutor(transform)
+    ours, failures = executor.run(photographs, ["jpeg"] * 4, sizes, parameters)
+    executor.close()
+    assert not failures
+    assert levels(ours - by_torchvision(transform, photographs, parameters)).max() < 1e-3
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_dali_is_within_the_parity_bounds(photographs: list[bytes], name: str) -> None:
+    transform = TRANSFORMS[name]
+    sizes, parameters = drawn(transform, photographs)
+    ours, failures = DaliExecutor(transform, batch=4).run(photographs, ["jpeg"] * 4, sizes, parameters)
+    assert not failures
+    apart = levels(ours - by_torchvision(transform, photographs, parameters))
+    assert apart.mean() <= 1 and np.quantile(apart, 0.99) <= 4
+    assert apart[:, :, 3:-3, 3:-3].max() <= 2  # DALI rounds its two passes; its border rows weigh differently
+
+
+def test_real_photographs_agree_too(real_data: Path) -> None:
+    paths = sorted((real_data / "isic-cc0").glob("*.jpg"))[:6] or sorted((real_data / "isic-cc0").glob("*.JPG"))[:6]
+    images = [path.read_bytes() for path in paths]
+    assert len(images) == 6
+    for transform in TRANSFORMS.values():
+        sizes, parameters = drawn(transform, images)
+        wanted = by_torchvision(transform, images, parameters)
+        executor = HostExecutor(transform)
+        host, _ = executor.run(images, ["jpeg"] * 6, sizes, parameters)
+        executor.close()
+        dali, _ = DaliExecutor(transform, batch=6).run(images, ["jpeg"] * 6, sizes, parameters)
+        assert levels(host - wanted).max() < 1e-3
+        apart = levels(dali - wanted)
+        assert apart.mean() <= 1 and np.quantile(apart, 0.99) <= 4
+
+
+def test_decoding_is_pillows_to_the_bit(photographs: list[bytes]) -> None:
+    for data in photographs:
+        theirs = np.array(Image.open(io.BytesIO(data)))
+        np.testing.assert_array_equal(decode(data, "jpeg", 3, *theirs.shape[:2]), theirs)
+
+
+@pytest.mark.parametrize("raw", [False, True])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_the_gpu_graph_is_sound_without_a_gpu(bits: int, raw: bool) -> None:
+    # Serialising checks every operator and its arguments against DALI's schemas; building alone needs CUDA.
+    made = graph(TRANSFORMS["train"], bits, raw, "gpu")(batch_size=4, num_threads=1, device_id=None)
+    assert len(made.serialize()) > 1000
+
+
+@pytest.mark.gpu
+def test_gpu_agrees_with_the_cpu(photographs: list[bytes]) -> None:
+    for transform in TRANSFORMS.values():
+        sizes, parameters = drawn(transform, photographs)
+        on_gpu, _ = DaliExecutor(transform, batch=4, device_id=0).run(photographs, ["jpeg"] * 4, sizes, parameters)
+        assert on_gpu.is_cuda
+        apart = levels(on_gpu.cpu() - by_torchvision(transform, photographs, parameters))
+        assert apart.mean() <= 1 and np.quantile(apart, 0.99) <= 4
