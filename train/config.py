@@ -47,9 +47,6 @@ class Data(Section):
     crop_scale: tuple[Positive, Positive] = Field(
         default=(0.8, 1.0), description="area of a random crop, share of the image"
     )
-    crop_ratio: tuple[Positive, Positive] = Field(default=(0.75, 4 / 3), description="width / height of a random crop")
-    hflip: Fraction = Field(default=0.5, description="probability of a horizontal flip")
-    vflip: Fraction = Field(default=0.5, description="probability of a vertical flip")
     order: Literal["global", "windowed", "sequential"] = Field(default="global", description="order of an epoch")
     tail: Literal["carry", "drop"] = Field(
         default="carry", description="end of an epoch: carried into the next, or dropped"
@@ -64,10 +61,9 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        for name in ("crop_scale", "crop_ratio"):
-            low, high = getattr(self, name)
-            if low > high:
-                raise ValueError(f"{name}: {low},{high} is upside down: write the smaller number first")
+        if self.crop_scale[0] > self.crop_scale[1]:
+            low, high = self.crop_scale
+            raise ValueError(f"crop_scale: {low},{high} is upside down: write the smaller number first")
         if self.resize is not None and self.resize < self.image_size:
             raise ValueError(
                 f"resize {self.resize} is below image_size {self.image_size}: the center crop would not fit"
@@ -76,7 +72,7 @@ class Data(Section):
 
     @property
     def resize_to(self) -> int:
-        """Short side before the center crop, pixels."""
+        """Short side before the center crop of evaluation, pixels."""
         return self.resize or round(self.image_size * 256 / 224)
 
 

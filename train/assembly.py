@@ -1,0 +1,237 @@
+"""From a checked config to a trainer that is ready to go: model, start, optimizer, engine, run directory.
+
+All that can be refused is refused before the run directory is made; it appears whole, by a rename.
+"""
+
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from shards.manifest import write_aside
+from shards.shardset import ShardSet
+from train import checkpoints
+from train.config import Config
+from train.ds_settings import DeepSpeedSettings
+from train.engine import Ranks, agree, build_engine, join
+from train.job import Job
+from train.layers import classifier_keys, layer_groups
+from train.loop import Progress, Trainer
+from train.metrics import check_metric
+from train.models import create, report_of
+from train.optimisation import Rates, make_optimizer
+from train.reporting import Reporter, dumps
+from train.rundir import CONFIG_FILE, WeightsInfo, read_weights, save_weights
+from train.starts import make_start
+
+VERSIONS = ("medshard", "torch", "timm", "deepspeed", "numpy", "opencv-python")
+OPTIONAL_VERSIONS = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
+
+
+def build(
+    config: Config,
+    settings: DeepSpeedSettings,
+    shards: ShardSet,
+    folder: Path,
+    ranks: Ranks,
+    device: torch.device,
+    *,
+    resume: bool,
+) -> Trainer:
+    """The trainer of a new run, or of one that goes on. All ranks call it.
+
+    Raises ValueError for all that does not fit, on every rank, with nothing written.
+    """
+    config = settled(config, shards, device)
+    job = Job(config, settings, shards, ranks, device, folder, weights_info(config, shards))
+    _check(job)
+    model, story = _start(job) if not resume else _stored(job)
+    layers = layer_groups(model)
+    if config.model.freeze_backbone:
+        freeze_backbone(model)
+    lr = config.optimizer.lr * (job.batch / 256 if config.optimizer.autoscale_lr else 1)
+    optimizer = make_optimizer(config.optimizer, model, lr=lr, stage=settings.stage, layers=layers)
+    plan = job.plan
+    rates = Rates(config.schedule, lr, plan.steps(config.training.epochs), plan.samples_per_epoch / job.batch)
+    init = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()} if ranks.first else {}
+    join(ranks, device)
+    engine = build_engine(model.to(device), optimizer, settings, ranks.world)
+    if not resume:
+        record = _record(job, list(layers), story)
+        agree(lambda: _make_folder(folder, lambda made: _fill(made, record, init, job.info)))
+    found, damaged = agree(lambda: checkpoints.newest(folder / "checkpoints")) if resume else (None, [])
+    reporter = Reporter(
+        folder if ranks.first else None,
+        tensorboard=config.training.tensorboard,
+        total_steps=rates.total_steps,
+        first_step=int(found.state["step"]) if found else 0,
+        per_step=job.batch,
+    )
+    trainer = Trainer(job, engine, rates, Progress(), reporter)
+    if found is not None:
+        trainer.load(found)
+    for line in [*story, *damaged]:
+        reporter.say(line)
+    _say_beginning(trainer, resume)
+    return trainer
+
+
+def weights_info(config: Config, shards: ShardSet) -> WeightsInfo:
+    """What the run's weights files say of themselves."""
+    manifest = shards.manifest
+    return WeightsInfo(
+        config.model.model, shards.num_classes, manifest.channels, config.data.image_size, tuple(shards.classes),
+        tuple(manifest.mean), tuple(manifest.std), manifest.digest, config.model_dump(mode="json"),
+    )  # fmt: skip
+
+
+def freeze_backbone(model: nn.Module) -> None:
+    """Leave the classifier alone to be trained."""
+    head = set(classifier_keys(model))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in head)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of what decides a number."""
+    found = {"python": sys.version.split()[0]} | {name: metadata.version(name) for name in VERSIONS}
+    installed = {each.name for each in metadata.distributions()}
+    return found | {name: metadata.version(name) for name in OPTIONAL_VERSIONS if name in installed}
+
+
+def settled(config: Config, shards: ShardSet, device: torch.device) -> Config:
+    """The config with what the machine decides written in: the executor, and the set's place."""
+    executor = config.data.executor
+    if executor == "auto":
+        executor = "dali" if device.type == "cuda" else "host"
+    data = config.data.model_copy(update={"executor": executor, "shards": str(shards.path.resolve())})
+    return config.model_copy(update={"data": data})
+
+
+def _check(job: Job) -> None:
+    """What only set, ranks and config together can tell."""
+    training, shards, world = job.config.training, job.shards, job.ranks.world
+    check_metric(shards.manifest.target_metric, shards.task)
+    if job.config.data.executor == "dali" and find_spec("nvidia.dali") is None:
+        raise ValueError("--executor dali: DALI is missing: install extra cuda13 or cuda12, or take --executor host")
+    if "train" not in shards.split_names:
+        raise ValueError(f"{shards.path} has no split train; it has {', '.join(shards.split_names)}")
+    if job.config.schedule.schedule == "plateau" and "val" not in shards.split_names:
+        raise ValueError(f"--schedule plateau follows the validation, and {shards.path} has no split val: take cosine")
+    micro = job.settings.micro_batch(world)
+    if training.mixup and (micro % 2 or job.batch % (2 * world)):
+        raise ValueError(f"--mixup mixes pairs: a micro-batch of {micro} on {world} ranks cuts them; take an even one")
+    if training.label_smoothing and shards.task == "multi-label":
+        raise ValueError(f"--label-smoothing is for single-label sets, {shards.manifest.name} is multi-label: drop it")
+    if job.settings.stage == 3 and (training.ema or training.on_nan == "skip"):
+        raise ValueError("--ema and --on-nan skip need whole tensors: take ZeRO stage 0, 1 or 2 (--zero-stage)")
+
+
+def _start(job: Job) -> tuple[nn.Module, list[str]]:
+    """The model at its start, and what was loaded and drawn, in words."""
+    chosen, info, seed = job.config.model, job.info, job.config.training.seed
+    weights = Path(chosen.weights) if chosen.weights is not None else None
+    model = create(
+        info.model,
+        info.num_classes,
+        info.in_chans,
+        pretrained=chosen.start != "ri" and weights is None,
+        weights=weights,
+        img_size=info.img_size,
+        first_conv=chosen.first_conv,
+        seed=seed,
+    )
+    loaded = report_of(model)
+    started = make_start(
+        model, chosen.start, seed=seed, wt_until=chosen.boundary, st_variant=chosen.st_variant
+    )  # fmt: skip
+    _try_image(model, info)
+    return model, [*([loaded.text()] if loaded is not None else []), started.text()]
+
+
+def _try_image(model: nn.Module, info: WeightsInfo) -> None:
+    """Refuse a model that does not take images of this size, which families say in many ways, here and not in step 1."""
+    try:
+        with torch.inference_mode():
+            model.eval()(torch.zeros(1, info.in_chans, info.img_size, info.img_size))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"{info.model} does not take images of {info.img_size} pixels ({str(error).splitlines()[0][:120]}): take "
+            "another --image-size"
+        ) from error
+
+
+def _stored(job: Job) -> tuple[nn.Module, list[str]]:
+    """The model as it was at step 0, from the run itself."""
+    info = job.info
+    model = create(info.model, info.num_classes, info.in_chans, img_size=info.img_size)
+    state, metadata_ = read_weights(job.folder / "weights" / "init.safetensors")
+    if (there := metadata_.get("manifest_digest", "").strip('"')) != info.manifest_digest:
+        raise ValueError(
+            f"{job.shards.path} is not the set that {job.folder} was trained on (digest {info.manifest_digest[:12]}, "
+            f"the run has {there[:12]}): give its place with --shards DIR"
+        )
+    model.load_state_dict(state, strict=True)
+    return model, []
+
+
+def _record(job: Job, groups: list[str], story: list[str]) -> dict[str, object]:
+    return {
+        "format": 1,
+        "config": job.config.model_dump(mode="json"),
+        "deepspeed": job.settings.portable(),
+        "deepspeed_resolved": job.settings.resolved(job.ranks.world),
+        "world": job.ranks.world,
+        "device": str(job.device.type),
+        "manifest_digest": job.shards.manifest.digest,
+        "set": job.shards.manifest.name,
+        "phantom": job.shards.manifest.phantom,
+        "classes": job.shards.classes,
+        "layer_groups": groups,
+        "start": story,
+        "versions": versions(),
+    }
+
+
+def _fill(folder: Path, record: dict[str, object], init: dict[str, torch.Tensor], info: WeightsInfo) -> None:
+    (folder / "weights").mkdir()
+    (folder / "checkpoints").mkdir()
+    write_aside(folder / CONFIG_FILE, dumps(record, indent=1).encode())
+    save_weights(folder / "weights" / "init.safetensors", init, info)
+
+
+def _make_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Make a folder that appears with its content, or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    try:
+        aside.mkdir()
+        fill(aside)
+        if folder.exists():
+            raise ValueError(f"{folder} exists: --resume {folder} goes on with it, --name NAME starts another")
+        aside.rename(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _say_beginning(trainer: Trainer, resume: bool) -> None:
+    job, say = trainer.job, trainer.reporter.say
+    count = sum(parameter.numel() for parameter in trainer.engine.module.parameters() if parameter.requires_grad)
+    size, ranks = job.plan.num_samples, job.ranks.world
+    if resume:
+        say(f"resumed at step {trainer.progress.step} of {trainer.rates.total_steps}, {ranks} ranks")
+    say(
+        f"{job.info.model}, {count:,} trainable numbers, on {job.shards.manifest.name}: {size} training images, "
+        f"{job.config.training.epochs} epochs of {trainer.rates.epoch_steps:.1f} steps of {job.batch} on {ranks} "
+        f"{'rank' if ranks == 1 else 'ranks'} ({job.device.type}, {job.settings.precision}, ZeRO {job.settings.stage})"
+    )
+    if ranks > 1 and any(
+        isinstance(module, nn.modules.batchnorm._BatchNorm) for module in trainer.engine.module.modules()
+    ):
+        say("BatchNorm uses each rank's own part of the batch; the running statistics kept are rank 0's")

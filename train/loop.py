@@ -1,0 +1,341 @@
+"""The training itself: steps counted by samples consumed, validation, checkpoints, the end.
+
+A step depends on (config, weights, samples consumed) alone: learning rate, order, crops and dropout are pure functions
+of them, so a resumed run goes on as if it had never stopped.
+"""
+
+import hashlib
+import math
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from scipy.special import betaincinv
+from shards.loader import Batch
+from torch import Tensor, nn
+
+from shards.draws import uniform
+from train import checkpoints
+from train.engine import agree, share_buffers, total, whole_state
+from train.evaluation import evaluate_split
+from train.job import Job
+from train.objective import Mix, counted, loss_sum, mix_images
+from train.optimisation import Rates
+from train.reporting import Reporter
+from train.rundir import read_weights, save_weights
+
+
+class Preempted(Exception):
+    """A signal asked the run to stop; a checkpoint lies ready."""
+
+
+@dataclass
+class Progress:
+    """How far a run is: all that a checkpoint keeps besides the tensors."""
+
+    step: int = 0
+    consumed: int = 0
+    validated: int = -1  # step of the last validation
+    history: list[float | None] = field(default_factory=list)  # target metric of each validation, None is undefined
+    best: dict[str, Any] | None = None  # value, step, epoch, metrics
+    scaler: dict[str, Any] | None = None  # of fp16
+    bad: list[list[str]] = field(default_factory=list)  # key and reason of unreadable training images
+
+
+class Trainer:
+    """A run in progress on this rank."""
+
+    def __init__(self, job: Job, engine: Any, rates: Rates, progress: Progress, reporter: Reporter):
+        self.job, self.engine, self.rates, self.progress, self.reporter = job, engine, rates, progress, reporter
+        self.samples_per_epoch = job.plan.samples_per_epoch
+        self.average: nn.Module | None = deepcopy(engine.module) if job.config.training.ema else None
+        self.signalled = False
+        self._saved_at = time.monotonic()
+
+    # ---- the course of a run
+
+    def fit(self, stop_after: int | None = None) -> bool:
+        """Train to the end, or until `stop_after` steps of the whole run are done. Whether the end was reached.
+
+        Raises Preempted after a SIGTERM or SIGUSR1, with a checkpoint written.
+        """
+        progress, last = self.progress, self.rates.total_steps
+        loader = self.job.loader(self.job.shards.split("train"), training=True, consumed=progress.consumed)
+        waited = loader.wait_seconds
+        try:
+            with self._signals():
+                self._validate_if_due()
+                batches = iter(loader)
+                while progress.step < last and not (stop_after is not None and progress.step >= stop_after):
+                    batch = next(batches)
+                    self._step(batch)
+                    self.reporter.step(loader.wait_seconds - waited)
+                    waited = loader.wait_seconds
+                    progress.bad = _merged(progress.bad, loader.bad)
+                    self._validate_if_due()
+                    if self._epoch_ended() or progress.step == last or progress.step == stop_after:
+                        self.save()
+        finally:
+            loader.close()
+        return progress.step >= last
+
+    def _step(self, batch: Batch) -> None:
+        config, progress, world = self.job.config, self.progress, self.job.ranks.world
+        images, labels, valid = (each.to(self.job.device) for each in (batch.images, batch.labels, batch.valid))
+        weight, stop, save = self._agree_on(counted(labels, valid).sum().item())
+        if stop:
+            self.save()
+            raise Preempted
+        if save:
+            self.save()
+        torch.manual_seed(step_seed(config.training.seed, progress.consumed, self.job.ranks.rank))
+        mix = self._mix(batch.sample_ids, valid)
+        if mix is not None:
+            images = mix_images(images, mix)
+        rate = self._set_rate()
+        micro = self.job.settings.micro_batch(world)
+        starts = range(0, len(images), micro)
+        scale = world * len(starts) / max(weight, 1.0)
+        losses, failed = 0.0, torch.zeros(len(images), dtype=torch.bool)
+        train_mode(self.engine)
+        for start in starts:
+            part = slice(start, start + micro)
+            logits = self.engine(images[part])
+            mixed = None if mix is None else Mix(mix.own[part])
+            loss = loss_sum(
+                logits, labels[part], valid[part], label_smoothing=config.training.label_smoothing, mix=mixed
+            )
+            if not math.isfinite(value := loss.item()):
+                failed[part] = valid[part].cpu()
+                if config.training.on_nan == "skip":
+                    loss, value = torch.stack([p.sum() for p in self.engine.module.parameters()]).sum() * 0, 0.0
+            losses += value
+            self.engine.backward(loss * scale)
+            if start == starts[-1]:
+                mean = self._check_loss(losses, failed, batch.sample_ids) / max(weight, 1.0)
+            self.engine.step()
+        progress.step += 1
+        progress.consumed += self.job.batch
+        self._update_average()
+        if progress.step % config.training.log_every == 0 or progress.step == self.rates.total_steps:
+            record = {"epoch": self.epoch, "consumed": progress.consumed, "loss": mean, "lr": rate}
+            self.reporter.train(progress.step, record, last_step=self.rates.total_steps)
+
+    def _check_loss(self, losses: float, failed: Tensor, sample_ids: Tensor) -> float:
+        """Sum of the loss over ranks. Where it is not finite: ValueError on every rank, before a weight moves."""
+        sums = total(torch.tensor([losses, float(failed.any())], dtype=torch.float64, device=self.job.device))
+        if sums[1] > 0:
+            gathered: list[list[str]] = [[] for _ in range(self.job.ranks.world)]
+            dist.all_gather_object(
+                gathered, [f"{i:016x}" for i in sample_ids.cpu().numpy().view(np.uint64)[failed.numpy()]]
+            )
+            ids = [each for part in gathered for each in part]
+            line = f"the loss of step {self.progress.step + 1} is not finite; sample ids {', '.join(ids[:16])}"
+            if self.job.config.training.on_nan == "stop" or self.engine.zero_optimization_stage() == 3:
+                raise ValueError(f"{line}: lower --lr, or --on-nan skip; --resume goes on from the last checkpoint")
+            self.reporter.say(f"warning: {line}; their micro-batches count as zero")
+        return sums[0].item()
+
+    def _agree_on(self, weight: float) -> tuple[float, bool, bool]:
+        """What counts in the global batch; whether any rank wants to stop; whether a checkpoint is due."""
+        training, step = self.job.config.training, self.progress.step
+        late = training.checkpoint_minutes and time.monotonic() - self._saved_at > 60 * training.checkpoint_minutes
+        due = step > 0 and training.checkpoint_every and step % training.checkpoint_every == 0
+        values = [weight, float(self.signalled), float(bool(late or due))]
+        sums = total(torch.tensor(values, dtype=torch.float64, device=self.job.device)).tolist()
+        return sums[0], sums[1] > 0, sums[2] > 0
+
+    def _set_rate(self) -> float:
+        history = [math.nan if value is None else value for value in self.progress.history]
+        rate = self.rates.at(self.progress.step, history)
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = rate * group["lr_scale"]
+        return rate
+
+    def _mix(self, sample_ids: Tensor, valid: Tensor) -> Mix | None:
+        """The weights of Mixup (Zhang et al. 2018), one a pair, drawn for the pair's first sample."""
+        if not (alpha := self.job.config.training.mixup):
+            return None
+        first = sample_ids.cpu().numpy().view(np.uint64)[::2]
+        drawn = uniform(self.job.config.training.seed, self.progress.step, first, 0, 0, "mixup", 1)[:, 0]
+        own = torch.from_numpy(betaincinv(alpha, alpha, drawn)).float().to(valid.device)
+        both = valid[::2] & valid[1::2]
+        return Mix(torch.where(both, own, 1.0).repeat_interleave(2))
+
+    def _update_average(self) -> None:
+        if self.average is None:
+            return
+        decay = self.job.config.training.ema
+        with torch.no_grad():
+            pairs = zip(self.average.parameters(), self.engine.module.parameters(), strict=True)
+            for mean, now in pairs:
+                mean.lerp_(now, 1 - decay)
+
+    # ---- validation
+
+    @property
+    def epoch(self) -> float:
+        """Epochs done."""
+        return self.progress.consumed / self.samples_per_epoch
+
+    def _validate_if_due(self) -> None:
+        step = self.progress.step
+        if step == 0 or self.progress.validated == step or "val" not in self.job.shards.split_names:
+            return
+        every = self.job.config.training.val_every * self.samples_per_epoch
+        if step == self.rates.total_steps or passed(self.progress.consumed, self.job.batch, every):
+            self.validate()
+
+    def validate(self) -> None:
+        """Score the validation split, and keep the weights where the target metric is the best so far."""
+        model = self._model_to_evaluate()
+        values = self.evaluate(model, "val")
+        target = self.job.shards.manifest.target_metric
+        value, progress = values[target], self.progress
+        self.reporter.record("val", progress.step, {"epoch": self.epoch, "consumed": progress.consumed, **values})
+        progress.validated = progress.step
+        progress.history.append(value if math.isfinite(value) else None)
+        better = math.isfinite(value) and (progress.best is None or value > progress.best["value"])
+        if better:
+            metrics = {name: number if math.isfinite(number) else None for name, number in values.items()}
+            progress.best = {"value": value, "step": progress.step, "epoch": self.epoch, "metrics": metrics}
+            self._save_weights("best", self._state())
+        self.reporter.say(
+            f"epoch {self.epoch:.2f}: validation loss {values['loss']:.4f}, {target} {value:.4f}"
+            + (" (best so far)" if better else "")
+        )
+
+    def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
+        """Loss and metrics of a model on a split. Raises Preempted where a signal came meanwhile."""
+        found = evaluate_split(self.job, model, split, stop=self._any_signalled)
+        if found is None:
+            self.save()
+            raise Preempted
+        for line in found.remarks:
+            self.reporter.say(f"warning: {split}: {line}")
+        return found.values
+
+    def _any_signalled(self) -> bool:
+        return self._agree_on(0.0)[1]
+
+    def _model_to_evaluate(self) -> nn.Module:
+        share_buffers(self.engine.module)
+        if self.average is None:
+            return self.engine.module
+        for mine, other in zip(self.average.buffers(), self.engine.module.buffers(), strict=True):
+            mine.copy_(other)
+        return self.average
+
+    # ---- what is kept
+
+    def _state(self) -> dict[str, Tensor]:
+        if self.average is None:
+            return whole_state(self.engine)
+        return {name: tensor.detach().cpu().clone() for name, tensor in self.average.state_dict().items()}
+
+    def _save_weights(self, name: str, state: dict[str, Tensor]) -> None:
+        path = self.job.folder / "weights" / f"{name}.safetensors"
+        agree(lambda: save_weights(path, state, self.job.info))
+
+    def save(self) -> None:
+        """Write a checkpoint and weights/last.safetensors; all ranks call it. What is whole already is left."""
+        progress, training = self.progress, self.job.config.training
+        folder = self.job.folder / "checkpoints"
+        tag = checkpoints.tag_of(progress.step)
+        part = folder / f"{tag}{checkpoints.PART}"
+        scaler = getattr(self.engine, "torch_autocast_z0_gradscaler", None)
+        progress.scaler = scaler.state_dict() if scaler is not None else None
+        self._model_to_evaluate()
+        if agree(lambda: _fresh(part)):
+            self.engine.save_checkpoint(str(folder), tag=part.name, save_latest=False)
+            if self.average is not None and self.job.ranks.first:
+                save_weights(part / "ema.safetensors", self._state(), self.job.info)
+            dist.barrier()
+            stage = self.engine.zero_optimization_stage()
+            agree(lambda: checkpoints.seal(part, asdict(progress), world=self.job.ranks.world, stage=stage))
+            self._save_weights("last", self._state())
+        agree(lambda: checkpoints.prune(folder, training.keep_checkpoints))
+        self._saved_at = time.monotonic()
+
+    def load(self, checkpoint: checkpoints.Checkpoint) -> None:
+        """Take up a checkpoint of this run. Raises ValueError where it was cut for another number of ranks."""
+        stage, world = self.engine.zero_optimization_stage(), self.job.ranks.world
+        if stage >= 1 and checkpoint.world != world:
+            raise ValueError(
+                f"{checkpoint.path.name} is of ZeRO stage {stage} on {checkpoint.world} ranks, here are {world}: start "
+                f"{checkpoint.world} ranks; only stage 0 changes their number"
+            )
+        self.engine.load_checkpoint(str(checkpoint.path.parent), tag=checkpoint.path.name)
+        self.progress = Progress(**checkpoint.state)
+        if self.average is not None:
+            self.average.load_state_dict(read_weights(checkpoint.path / "ema.safetensors")[0])
+        scaler = getattr(self.engine, "torch_autocast_z0_gradscaler", None)
+        if scaler is not None and self.progress.scaler is not None:
+            scaler.load_state_dict(self.progress.scaler)
+
+    def _epoch_ended(self) -> bool:
+        return passed(self.progress.consumed, self.job.batch, self.samples_per_epoch)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Note SIGTERM and SIGUSR1 (Slurm's warning) instead of dying of them."""
+
+        def note(number: int, frame: FrameType | None) -> None:
+            self.signalled = True
+
+        old = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGUSR1)}
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+
+def passed(consumed: int, batch: int, every: float) -> bool:
+    """Whether the last `batch` of `consumed` samples crossed a multiple of `every`."""
+    return math.floor(consumed / every + 1e-9) > math.floor((consumed - batch) / every + 1e-9)
+
+
+def step_seed(seed: int, consumed: int, rank: int) -> int:
+    """Of torch's generator in a step (dropout, stochastic depth): the same after a resume, another on every rank."""
+    digest = hashlib.blake2b(f"{seed}/{consumed}/{rank}".encode(), digest_size=8, person=b"medshard-step").digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def train_mode(engine: nn.Module) -> None:
+    """Training mode, but for modules all of whose parameters are frozen: their BatchNorm statistics stay."""
+    engine.train()
+    for module in engine.modules():
+        own = list(module.parameters())
+        if own and not any(parameter.requires_grad for parameter in own):
+            module.eval()
+
+
+def _fresh(part: Path) -> bool:
+    """Clear what an interrupted writer left; False where the checkpoint is there, whole."""
+    final = part.with_name(part.name.removesuffix(checkpoints.PART))
+    if part.exists():
+        shutil.rmtree(part)
+    if not final.exists():
+        return True
+    try:
+        checkpoints.read(final)
+        return False
+    except ValueError:
+        shutil.rmtree(final)
+        return True
+
+
+def _merged(known: list[list[str]], found: list[Any]) -> list[list[str]]:
+    seen = {tuple(entry) for entry in known}
+    return known + [list(entry) for entry in found if tuple(entry) not in seen]

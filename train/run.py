@@ -1,0 +1,307 @@
+"""Train a timm model on a shard set.
+
+    deepspeed train/run.py --shards data/shards/IDRiD --model resnet50.tv_in1k --start wt
+    DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 deepspeed --num_accelerators 2 train/run.py --epochs 5   # two ranks, no GPU
+    python train/run.py --resume runs/NAME                                                        # one rank goes on
+
+Reads a shard set and ds_config.json; writes runs/NAME (see train/rundir.py). Every field of train/config.py is a flag;
+--config FILE (JSON or TOML with its sections, or the config.json of a run) lies under the flags. Exit codes: 0 done,
+2 a mistake that one line names, 75 stopped by SIGTERM or SIGUSR1 with a checkpoint (--resume goes on).
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from shards.errors import run_cli
+from shards.plan import check_world
+from shards.shardset import ShardSet
+from train import config as configs
+from train import ds_settings
+from train.config import Config
+from train.ds_settings import DeepSpeedSettings
+
+if TYPE_CHECKING:
+    from train.job import Job
+    from train.loop import Trainer
+
+EXIT_PREEMPTED = 75
+PATIENCE_SECONDS = 8  # another rank's error waits so long for the first rank's, which is the same as a rule
+SHARDS_FOLDER = Path("data/shards")
+DEEPSPEED_FLAGS = ("global_batch", "micro_batch", "precision", "zero_stage", "gradient_clipping")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose mistakes are ValueErrors."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage."""
+        raise ValueError(f"{message} (--help lists all flags)")
+
+
+def parser() -> Parser:
+    """All flags: what to do, DeepSpeed's, and one a field of the config."""
+    out = Parser(
+        prog="train/run.py", usage="%(prog)s [flags]", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )  # fmt: skip
+    does = out.add_argument_group("what to do")
+    does.add_argument("--config", metavar="FILE", help="JSON or TOML with the sections below; flags win over it")
+    does.add_argument("--print-config", action="store_true", help="print the checked config as JSON and stop")
+    does.add_argument("--resume", metavar="RUN", help="go on with a run directory from its newest whole checkpoint")
+    does.add_argument("--stop-after-steps", type=int, metavar="K", help="stop, with a checkpoint, after K steps in all")
+    does.add_argument("--test", metavar="RUN", help="score a run or a weights file on a test split, and stop")
+    does.add_argument("--split", default="test", help="with --test: the split (default test)")
+    does.add_argument("--debug", action="store_true", help="tracebacks instead of one line")
+    does.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # the launcher's
+    speed = out.add_argument_group("ds_config.json (flags change this run's copy)")
+    speed.add_argument("--ds-config", metavar="FILE", help="another ds_config.json")
+    speed.add_argument("--global-batch", type=int, metavar="N", help="train_batch_size: images a step, all ranks")
+    speed.add_argument(
+        "--micro-batch", type=int, metavar="N", help="images a forward pass; none: the rank's whole part"
+    )
+    speed.add_argument("--precision", metavar="fp32|bf16|fp16", help="of the forward pass (torch_autocast)")
+    speed.add_argument("--zero-stage", type=int, metavar="0-3", help="zero_optimization.stage; 0: plain data parallel")
+    speed.add_argument("--gradient-clipping", type=float, metavar="NORM", help="largest gradient norm; 0: none")
+    for section, kind in configs.sections():
+        group = out.add_argument_group(section, (kind.__doc__ or "").splitlines()[0])
+        for name, field in kind.model_fields.items():
+            _add_flag(group, name, field)
+    return out
+
+
+def _add_flag(group: Any, name: str, field: FieldInfo) -> None:
+    flag = "--" + name.replace("_", "-")
+    default = field.get_default(call_default_factory=True)
+    shown = ",".join(f"{each:g}" for each in default) if isinstance(default, tuple) else default
+    text = f"{field.description} (default {shown})".replace("%", "%%")
+    if field.annotation is bool:
+        group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+        return
+    choices = "|".join(get_args(field.annotation)) if get_origin(field.annotation) is Literal else name.upper()
+    group.add_argument(flag, default=argparse.SUPPRESS, metavar=choices, help=text)
+
+
+def parse_args(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
+    """What to do, and the config's fields that were given. Raises ValueError for unknown flags, with the nearest."""
+    arguments = parser()
+    if "--help" in argv or "-h" in argv:
+        if os.environ.get("RANK", "0") != "0":
+            sys.exit(0)
+        arguments.parse_args(["--help"])
+    known, unknown = arguments.parse_known_args(argv)
+    if unknown:
+        flag = next((each for each in unknown if each.startswith("--")), unknown[0]).split("=")[0]
+        flags = [
+            option for action in arguments._actions for option in action.option_strings if option != "--local_rank"
+        ]
+        raise ValueError(f"unknown flag {flag}: {configs.nearest(flag, flags) if flag[:2] == '--' else 'see --help'}")
+    given = {name: getattr(known, name) for name in configs.fields() if hasattr(known, name)}
+    if known.stop_after_steps is not None and known.stop_after_steps < 1:
+        raise ValueError(f"--stop-after-steps: got {known.stop_after_steps}; give 1 or more")
+    return known, given
+
+
+def resolve(args: argparse.Namespace, flags: dict[str, Any]) -> tuple[Config, DeepSpeedSettings]:
+    """The checked config and DeepSpeed settings of file and flags, or of the run that goes on."""
+    overrides = {name: getattr(args, name) for name in DEEPSPEED_FLAGS}
+    if args.resume is not None:
+        return _resumed(Path(args.resume), args, flags, overrides)
+    content = configs.read_file(args.config) if args.config else {}
+    stored = None
+    if "config" in content and "deepspeed" in content:  # the config.json of a run
+        content, stored = content["config"], content["deepspeed"]
+    config = configs.load(content, flags, where=args.config or "")
+    if stored is not None and args.ds_config is None:
+        return config, ds_settings.parse(stored, where=args.config, **overrides)
+    return config, ds_settings.read(args.ds_config, **overrides)
+
+
+def _resumed(
+    folder: Path, args: argparse.Namespace, flags: dict[str, Any], overrides: dict[str, Any]
+) -> tuple[Config, DeepSpeedSettings]:
+    from train.rundir import CONFIG_FILE, read_json
+
+    if not (folder / CONFIG_FILE).is_file():
+        raise ValueError(f"--resume {folder}: no run directory (it has no {CONFIG_FILE}); give runs/NAME")
+    if args.config or args.ds_config:
+        raise ValueError("--resume goes on with the run's own config: drop --config and --ds-config")
+    record = read_json(folder / CONFIG_FILE)
+    before = configs.load(record["config"], where=str(folder / CONFIG_FILE))
+    after = configs.load(record["config"], flags, where=str(folder / CONFIG_FILE))
+    settings = ds_settings.parse(record["deepspeed"], where=str(folder / CONFIG_FILE), **overrides)
+    fixed = {name: pair for name, pair in configs.changed(before, after).items() if name not in configs.RESUMABLE}
+    if settings.portable() != {**ds_settings.parse(record["deepspeed"]).portable(), **_micro(settings)}:
+        raise ValueError("--resume keeps batch, precision, ZeRO stage and clipping: start a new run to change them")
+    if fixed:
+        name, (old, new) = next(iter(fixed.items()))
+        raise ValueError(
+            f"--{name.replace('_', '-')} {new} differs from the run's {old}: --resume cannot change it; start a new "
+            f"run with --config {folder / CONFIG_FILE}"
+        )
+    return after, settings
+
+
+def _micro(settings: DeepSpeedSettings) -> dict[str, Any]:
+    name = "train_micro_batch_size_per_gpu"
+    return {name: value} if (value := getattr(settings, name)) is not None else {}
+
+
+def open_shards(config: Config) -> ShardSet:
+    """The set of the config, or the only one under data/shards. Raises ValueError listing what is there."""
+    data = config.data
+    where = Path(data.shards) if data.shards is not None else _only_set(SHARDS_FOLDER)
+    if not (where / "manifest.json").is_file():
+        raise ValueError(f"no shard set in {where} (it has no manifest.json). {_found(SHARDS_FOLDER)}")
+    return ShardSet(where, view=data.view, labels_file=data.labels_file, split_file=data.split_file)
+
+
+def _sets(folder: Path) -> list[Path]:
+    return sorted(path.parent for path in folder.glob("*/manifest.json"))
+
+
+def _only_set(folder: Path) -> Path:
+    if len(found := _sets(folder)) == 1:
+        return found[0]
+    raise ValueError(f"which shard set? {_found(folder)}")
+
+
+def _found(folder: Path) -> str:
+    if found := _sets(folder):
+        return f"Under {folder}: {', '.join(path.name for path in found)}; choose with --shards {found[0]}"
+    return (
+        f"None under {folder}: make one with python prep/make_shards.py --dataset NAME (without data: python "
+        "prep/phantoms.py --dataset DDSM), or give its place with --shards DIR"
+    )
+
+
+def run_name(config: Config, shards: ShardSet) -> str:
+    """Name of the run directory: the chosen one, or set-model-start-seed."""
+    if config.training.name is not None:
+        return config.training.name
+    start = config.model.start + (f"-{config.model.wt_until}" if config.model.wt_until is not None else "")
+    name = f"{shards.manifest.name}-{config.model.model}-{start}-{config.training.seed}"
+    return "".join(letter if letter.isalnum() or letter in "._+-" else "_" for letter in name)[:120]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Train as the flags say; the exit code. Raises ValueError for the user's mistakes."""
+    args, flags = parse_args(argv)
+    if args.test is not None:
+        from train.testing import test_run
+
+        return test_run(args, flags)
+    config, settings = resolve(args, flags)
+    first = os.environ.get("RANK", "0") == "0"
+    if args.print_config:
+        if first:
+            print(json.dumps({"config": config.model_dump(), "deepspeed": settings.portable()}, indent=1))
+        return 0
+    if args.resume is not None and (Path(args.resume) / "results.json").is_file():
+        if first:
+            print(f"{args.resume} is done: see its results.json")
+        return 0
+    shards = open_shards(config)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    check_world(settings.train_batch_size, world)
+    settings.micro_batch(world)
+    folder = Path(args.resume) if args.resume is not None else Path(config.training.out) / run_name(config, shards)
+    if args.resume is None and first and folder.exists():
+        raise ValueError(f"{folder} exists: --resume {folder} goes on with it, --name NAME starts another")
+    return _train(args, config, settings, shards, folder)
+
+
+def _train(
+    args: argparse.Namespace, config: Config, settings: DeepSpeedSettings, shards: ShardSet, folder: Path
+) -> int:
+    # Heavy imports come after every check that needs none of them.
+    import torch
+
+    from train import engine as engines
+    from train.assembly import build
+    from train.loop import Preempted
+
+    ranks = engines.ranks_from_environment()
+    device = engines.device_of(ranks)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    trainer = build(config, settings, shards, folder, ranks, device, resume=args.resume is not None)
+    try:
+        try:
+            done = trainer.fit(args.stop_after_steps)
+            if done:
+                finish(trainer)
+        except Preempted:
+            step = trainer.progress.step
+            trainer.reporter.say(f"stopped by a signal at step {step}; go on with --resume {folder}")
+            return EXIT_PREEMPTED
+        except torch.OutOfMemoryError as error:
+            raise ValueError(
+                f"out of memory at step {trainer.progress.step + 1}: lower --micro-batch (the step stays the same) or "
+                f"--image-size, or take --precision bf16 ({str(error).splitlines()[0]})"
+            ) from error
+        if not done:
+            trainer.reporter.say(f"stopped at step {trainer.progress.step} as asked; go on with --resume {folder}")
+        return 0
+    finally:
+        trainer.reporter.close()
+        engines.leave()
+
+
+def finish(trainer: "Trainer") -> None:
+    """Score the best weights on the test split and write results.json, the mark of a run that has ended."""
+    from shards.manifest import write_aside
+    from train.engine import agree
+    from train.models import create
+    from train.reporting import dumps
+    from train.rundir import RESULTS_FILE, read_weights
+
+    job, progress = trainer.job, trainer.progress
+    which = "best" if progress.best is not None else "last"
+    test: dict[str, float] | None = None
+    if "test" in job.shards.split_names:
+        info = job.info
+        model = create(info.model, info.num_classes, info.in_chans, img_size=info.img_size)
+        model.load_state_dict(read_weights(job.folder / "weights" / f"{which}.safetensors")[0], strict=True)
+        test = trainer.evaluate(model.to(job.device), "test")
+        trainer.reporter.record("test", progress.step, {"epoch": trainer.epoch, **test})
+    results = {**_description(job), "weights": which, "steps": progress.step, "samples_consumed": progress.consumed}
+    results |= {"best": progress.best, "val": (progress.best or {}).get("metrics"), "test": test}
+    results |= {"bad_samples": progress.bad, "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    agree(lambda: write_aside(job.folder / RESULTS_FILE, dumps(results, indent=1).encode()))
+    if test is not None:
+        target = job.shards.manifest.target_metric
+        trainer.reporter.say(f"test with the {which} weights: loss {test['loss']:.4f}, {target} {test[target]:.4f}")
+    trainer.reporter.say(f"done: {job.folder}")
+
+
+def _description(job: "Job") -> dict[str, Any]:
+    manifest, model = job.shards.manifest, job.config.model
+    return {
+        "run": job.folder.name, "model": model.model, "start": model.start, "wt_until": model.wt_until,
+        "seed": job.config.training.seed, "shards": manifest.name, "phantom": manifest.phantom,
+        "manifest_digest": manifest.digest, "target_metric": manifest.target_metric, "world": job.ranks.world,
+    }  # fmt: skip
+
+
+def command_line(argv: Sequence[str]) -> int:
+    """`main`, with the other ranks silent where the first rank says the same."""
+    try:
+        return main(argv)
+    except (ValueError, OSError) as error:
+        if int(os.environ.get("RANK", "0")) > 0:
+            # The launcher ends all ranks when one fails: the first must have had its say.
+            time.sleep(PATIENCE_SECONDS)
+            raise ValueError(f"rank {os.environ['RANK']}: {error}") from error
+        raise
+
+
+if __name__ == "__main__":
+    run_cli(lambda: command_line(sys.argv[1:]), debug="--debug" in sys.argv)
