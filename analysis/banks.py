@@ -146,15 +146,15 @@ def _fill(
         with evaluating(model), tapped(model, taps) as outputs, torch.inference_mode(), bar:
             for count, (images, labels, ids, valid) in enumerate(loader_from(consumed)):
                 room = total - consumed
-                keep = np.array(valid.cpu(), bool) & (np.arange(len(ids)) < room)
+                keep = valid.cpu().numpy() & (np.arange(len(ids)) < room)
                 outputs.clear()
                 with torch.autocast(kind, dtype=autocast, enabled=autocast is not None):
                     model(images.to(device))
                 pooled, doubled = _pooled(outputs, taps, layout)
                 blocks = {tap: array[keep] for tap, array in pooled.items()}
                 blocks |= {
-                    "labels": np.asarray(labels.cpu())[keep],
-                    "sample_ids": np.asarray(ids.cpu())[keep].view(np.uint64),
+                    "labels": labels.cpu().numpy()[keep],
+                    "sample_ids": ids.cpu().numpy()[keep].view(np.uint64),
                 }
                 step = min(len(ids), room)
                 consumed += step

@@ -56,12 +56,12 @@ def exchanged_metrics(
     multi_label = session.shards.task == "multi-label"
     with tqdm(total=total, desc=f"{session.run.name} exchanged", unit="img", disable=None) as bar:
         for images, truth, ids, valid in session.loader(split):
-            keep = np.array(valid.cpu(), bool) & (np.arange(len(ids)) < total - seen)
+            keep = valid.cpu().numpy() & (np.arange(len(ids)) < total - seen)
             with session.autocast():
                 for group, logits in replay.run(images.to(session.device), exchanges):
                     scores = logits.double().sigmoid() if multi_label else logits.double().softmax(1)
                     outputs.setdefault(group, []).append(scores.cpu().numpy()[keep])
-            labels.append(np.asarray(truth.cpu())[keep])
+            labels.append(truth.cpu().numpy()[keep])
             bar.update(min(len(ids), total - seen))
             seen += len(ids)
             if seen >= total:

@@ -11,14 +11,14 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
+from shards.loader import Loader
+from shards.transforms import Transform, eval_transform
 from torch import Tensor, nn
 
 from analysis.banks import Bank, open_bank
 from analysis.results import digest_of_state, find_result
 from shards.errors import run_cli
-from shards.loader import Loader
 from shards.shardset import ShardSet, Split
-from shards.transforms import Transform, eval_transform
 from train.evaluation import AUTOCAST
 from train.hooks import Tap
 from train.layers import embedding_tap, layer_groups, taps
