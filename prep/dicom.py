@@ -1,0 +1,98 @@
+"""DICOM pixels: one frame, as a radiologist's screen would show it, or its stored values with 16 bits.
+
+For 8 bits: rescale slope and intercept, then the first VOI LUT, else the first window (LINEAR, LINEAR_EXACT or
+SIGMOID; DICOM PS3.3 C.11.2.1), else the full range of the stored bits. MONOCHROME1 is inverted, so that more tissue
+is always brighter. Padding becomes black. Overlays are not drawn. Of a multi-frame file the first frame is taken. For
+16 bits the stored values are kept as they are, moved to 0 where signed and inverted within their bits where
+MONOCHROME1: no window is applied.
+
+Decoders: pydicom's own and Pillow's, python-gdcm (JPEG lossless, JPEG-LS) and pylibjpeg-openjpeg (JPEG 2000, HTJ2K).
+No text of the header leaves this file: reasons name the transfer syntax at most.
+"""
+
+import io
+import warnings
+
+import numpy as np
+
+from prep.images import UndecodableImage
+from shards.index import MAX_PIXELS
+
+
+def decode_dicom(data: bytes, bits: int = 8) -> np.ndarray:
+    """Decode the first frame: uint8 (bits 8) or uint16 (bits 16), [h, w] or [h, w, 3] RGB.
+
+    Raises:
+        UndecodableImage: no pixels, no decoder for them, or a damaged file.
+    """
+    import pydicom
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # their texts quote header values, which may be private
+        try:
+            header = pydicom.dcmread(io.BytesIO(data))
+        except Exception as error:
+            raise UndecodableImage(f"a broken DICOM header ({type(error).__name__})") from None
+        if "PixelData" not in header:
+            raise UndecodableImage("a DICOM file without pixels")
+        try:
+            return _render(header, bits)
+        except (UndecodableImage, MemoryError):
+            raise
+        except Exception as error:
+            syntax = getattr(header.file_meta.get("TransferSyntaxUID", ""), "name", "unknown")
+            stored = header.get("BitsStored", "?")
+            raise UndecodableImage(f"no decoder for DICOM {syntax}, {stored} bits ({type(error).__name__})") from None
+
+
+def _render(header, bits: int) -> np.ndarray:  # type: ignore[no-untyped-def]  # pydicom is untyped here
+    from pydicom.pixels import apply_color_lut, pixel_array
+
+    if int(header.Rows) * int(header.Columns) > MAX_PIXELS:
+        raise UndecodableImage(f"more than {MAX_PIXELS} pixels")
+    values = pixel_array(header, index=0)
+    if header.PhotometricInterpretation == "PALETTE COLOR":
+        values = apply_color_lut(values, header)
+    if values.ndim == 3:
+        return values if values.dtype == np.uint8 else (values >> 8).astype(np.uint8)
+    stored = int(header.BitsStored)
+    low = -(1 << (stored - 1)) if header.PixelRepresentation else 0
+    if not header.PixelRepresentation:
+        values = values & ((1 << stored) - 1)  # old files keep overlays in the unused high bits
+    padding = values == header.PixelPaddingValue if "PixelPaddingValue" in header else None
+    inverted = header.PhotometricInterpretation == "MONOCHROME1"
+    if bits == 16:
+        result = (values.astype(np.int64) - low).astype(np.uint16)
+        result = ((1 << stored) - 1 - result) if inverted else result
+    else:
+        shown = _window(header, values, low, low + (1 << stored) - 1)
+        result = np.rint(255 * (1 - shown if inverted else shown)).astype(np.uint8)
+    if padding is not None:
+        result[padding] = 0
+    return result
+
+
+def _window(header, values: np.ndarray, low: int, high: int) -> np.ndarray:  # type: ignore[no-untyped-def]
+    """Stored values to what is shown, float64[h, w] in 0..1."""
+    from pydicom.pixels import apply_modality_lut, apply_voi
+
+    if header.get("VOILUTSequence"):
+        item = header.VOILUTSequence[0]
+        shown = apply_voi(apply_modality_lut(values, header).astype(values.dtype, copy=False), header, index=0)
+        return np.clip(shown / float((1 << int(item.LUTDescriptor[2])) - 1), 0, 1)
+    slope, intercept = float(header.get("RescaleSlope") or 1), float(header.get("RescaleIntercept") or 0)
+    scaled = values * slope + intercept
+    if header.get("WindowCenter") is None or header.get("WindowWidth") is None:
+        ends = sorted((low * slope + intercept, high * slope + intercept))
+        return (scaled - ends[0]) / (ends[1] - ends[0])
+    centre, width = _first(header.WindowCenter), _first(header.WindowWidth)
+    kind = header.get("VOILUTFunction") or "LINEAR"
+    if kind == "SIGMOID":
+        return 1 / (1 + np.exp(-4 * (scaled - centre) / width))
+    if kind == "LINEAR_EXACT":
+        return np.clip((scaled - centre) / width + 0.5, 0, 1)
+    return np.clip((scaled - (centre - 0.5)) / max(width - 1, 1e-9) + 0.5, 0, 1)
+
+
+def _first(value) -> float:  # type: ignore[no-untyped-def]
+    return float(value[0]) if hasattr(value, "__len__") and not isinstance(value, str) else float(value)

@@ -1,0 +1,115 @@
+"""DICOM: every real file gives the right picture or one clear line."""
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from prep.images import UndecodableImage, decode
+
+
+def written(values: np.ndarray, **fields: object) -> bytes:
+    from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian
+
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = fields.pop("syntax", ExplicitVRLittleEndian)
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = "1.2.840.10008.5.1.4.1.1.1.2", "1.2.3"
+    data = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
+    data.Rows, data.Columns = values.shape[-2:]
+    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+    data.BitsAllocated = 8 * values.itemsize
+    data.BitsStored, data.HighBit = 12 if values.itemsize == 2 else 8, 11 if values.itemsize == 2 else 7
+    data.PixelRepresentation = int(values.dtype.kind == "i")
+    data.PixelData = values.tobytes()
+    for name, value in fields.items():
+        setattr(data, name, value)
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        data.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def ramp() -> np.ndarray:
+    return np.linspace(0, 4095, 64 * 48).astype(np.uint16).reshape(48, 64)
+
+
+def test_full_range_and_inversion(ramp: np.ndarray) -> None:
+    plain = decode(written(ramp), 1)
+    np.testing.assert_array_equal(plain, np.rint(ramp / 4095 * 255))
+    np.testing.assert_array_equal(decode(written(ramp, PhotometricInterpretation="MONOCHROME1"), 1), 255 - plain)
+
+
+def test_windows(ramp: np.ndarray) -> None:
+    for kind, low, high in (("LINEAR", 1000, 1999), ("LINEAR_EXACT", 1000, 2000)):
+        shown = decode(written(ramp, WindowCenter=1500, WindowWidth=1000, VOILUTFunction=kind), 1)
+        assert shown[ramp <= low].max() == 0 and shown[ramp >= high].min() == 255
+    sigmoid = decode(written(ramp, WindowCenter=[2048, 9], WindowWidth=[1000, 9], VOILUTFunction="SIGMOID"), 1)
+    assert sigmoid[np.abs(ramp.astype(int) - 2048) < 2].mean() == pytest.approx(127.5, abs=1)
+
+
+def test_signed_values_and_rescale(ramp: np.ndarray) -> None:
+    signed = (ramp.astype(np.int32) - 2048).astype(np.int16)
+    np.testing.assert_array_equal(decode(written(signed), 1), decode(written(ramp), 1))
+    window = {"WindowCenter": 40, "WindowWidth": 400, "RescaleIntercept": -1024, "RescaleSlope": 1}
+    shown = decode(written(ramp, **window), 1)
+    assert shown[ramp <= 864].max() == 0 and shown[ramp >= 1264].min() == 255
+
+
+def test_16_bits_keep_the_stored_values(ramp: np.ndarray) -> None:
+    window = {"WindowCenter": 40, "WindowWidth": 400}
+    np.testing.assert_array_equal(decode(written(ramp, **window), 1, bits=16), ramp)
+    inverted = decode(written(ramp, PhotometricInterpretation="MONOCHROME1"), 1, bits=16)
+    np.testing.assert_array_equal(inverted, 4095 - ramp)
+
+
+def test_padding_and_high_bits_and_frames(ramp: np.ndarray) -> None:
+    ramp[:5] = 4095
+    shown = decode(written(ramp, PixelPaddingValue=4095, PhotometricInterpretation="MONOCHROME1"), 1)
+    assert shown[:5].max() == 0 and shown[10].min() > 100
+    np.testing.assert_array_equal(decode(written(ramp | 0xF000), 1), decode(written(ramp), 1))
+    frames = np.stack([ramp, ramp[::-1]])
+    np.testing.assert_array_equal(decode(written(frames, NumberOfFrames=2), 1), decode(written(ramp), 1))
+
+
+def test_broken_files_tell_nothing_of_the_header(ramp: np.ndarray) -> None:
+    data = written(ramp, PatientName="DOE^JANE", WindowCenter="1", WindowWidth="2")
+    with pytest.raises(UndecodableImage, match=r"no decoder for DICOM Explicit VR Little Endian, 12 bits") as error:
+        decode(data[:2000], 1)
+    assert "DOE" not in str(error.value)
+    with pytest.raises(UndecodableImage, match=r"without pixels|broken DICOM header"):
+        decode(data[:200], 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("mg-jpeg-lossless-12bit.dcm", (3062, 2394)),
+        ("mg-j2k-12bit.dcm", (4664, 3064)),
+        ("mg-spot-overlay-outside.dcm", (788, 1318)),
+        ("dx-monochrome1-12bit.dcm", (2128, 2000)),
+        ("cr-monochrome2.dcm", (1024, 1024)),
+    ],
+)
+def test_real_files(name: str, shape: tuple[int, int], real_data: Path) -> None:
+    pixels = decode((real_data / "dicom" / name).read_bytes(), 1)
+    assert pixels.dtype == np.uint8 and pixels.shape == shape
+    assert pixels.std() > 20 and pixels.max() > 200 and pixels.min() < 40
+
+
+def test_the_two_chest_files_are_equal_after_inversion(real_data: Path) -> None:
+    plain, relabelled = (
+        decode((real_data / "dicom" / name).read_bytes(), 1)
+        for name in ("cr-monochrome2.dcm", "cr-relabelled-monochrome1.dcm")
+    )
+    np.testing.assert_array_equal(plain, 255 - relabelled)
+
+
+def test_the_undecodable_one_is_named_by_its_syntax(real_data: Path) -> None:
+    data = (real_data / "dicom" / "mg-jpeg-extended-12bit-undecodable.dcm").read_bytes()
+    with pytest.raises(UndecodableImage, match=r"no decoder for DICOM JPEG Extended \(Process 2 and 4\), 12 bits"):
+        decode(data, 1)
