@@ -156,7 +156,7 @@ def _start(job: Job) -> tuple[nn.Module, list[str]]:
 
 
 def _try_image(model: nn.Module, info: WeightsInfo) -> None:
-    """Refuse a model that does not take images of this size, which families say in many ways, here and not in step 1."""
+    """Refuse a model that does not take images of this size, here and not in step 1."""
     try:
         with torch.inference_mode():
             model.eval()(torch.zeros(1, info.in_chans, info.img_size, info.img_size))

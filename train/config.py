@@ -210,7 +210,7 @@ class Config(Section):
 
 
 # What may differ when a run goes on: none of it reaches a weight.
-RESUMABLE = {"shards", "threads", "prefetch", "verify", "out", "name", "checkpoint_every", "checkpoint_minutes"} | {
+RESUMABLE = {"shards", "threads", "prefetch", "verify", "checkpoint_every", "checkpoint_minutes"} | {
     "keep_checkpoints", "log_every", "tensorboard"
 }  # fmt: skip
 

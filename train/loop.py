@@ -21,10 +21,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from scipy.special import betaincinv
-from shards.loader import Batch
 from torch import Tensor, nn
 
 from shards.draws import uniform
+from shards.loader import Batch
 from train import checkpoints
 from train.engine import agree, share_buffers, total, whole_state
 from train.evaluation import evaluate_split
@@ -67,7 +67,7 @@ class Trainer:
     def fit(self, stop_after: int | None = None) -> bool:
         """Train to the end, or until `stop_after` steps of the whole run are done. Whether the end was reached.
 
-        Raises Preempted after a SIGTERM or SIGUSR1, with a checkpoint written.
+        Raises Preempted after a SIGTERM, SIGUSR1 or Ctrl-C, with a checkpoint written.
         """
         progress, last = self.progress, self.rates.total_steps
         loader = self.job.loader(self.job.shards.split("train"), training=True, consumed=progress.consumed)
@@ -288,12 +288,14 @@ class Trainer:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """Note SIGTERM and SIGUSR1 (Slurm's warning) instead of dying of them."""
+        """Note SIGTERM, SIGUSR1 (Slurm's warning) and a first Ctrl-C instead of dying of them."""
 
         def note(number: int, frame: FrameType | None) -> None:
             self.signalled = True
+            if number == signal.SIGINT:
+                signal.signal(number, signal.default_int_handler)
 
-        old = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGUSR1)}
+        old = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
         try:
             yield
         finally:

@@ -36,7 +36,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 class Reporter:
     """Writes where `folder` is given (rank 0), and is silent where it is None.
 
-    `samples_consumed`: records of later steps, which a resumed run writes again, are dropped.
+    Records of steps after `first_step`, which a resumed run writes again, are dropped.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Reporter:
         if folder is None:
             return
         path = folder / "metrics.jsonl"
-        kept = [record for record in read_metrics(path) if record["step"] <= first_step]
+        kept = [each for each in read_metrics(path) if each["step"] <= first_step and each["kind"] != "test"]
         write_aside(path, "".join(dumps(record) + "\n" for record in kept).encode())
         self._metrics = path.open("a", encoding="utf-8")
         self._log = (folder / "log.txt").open("a", encoding="utf-8")

@@ -6,7 +6,7 @@
 
 Reads a shard set and ds_config.json; writes runs/NAME (see train/rundir.py). Every field of train/config.py is a flag;
 --config FILE (JSON or TOML with its sections, or the config.json of a run) lies under the flags. Exit codes: 0 done,
-2 a mistake that one line names, 75 stopped by SIGTERM or SIGUSR1 with a checkpoint (--resume goes on).
+2 a mistake that one line names, 75 stopped by a signal with a checkpoint (--resume goes on).
 """
 
 import argparse
