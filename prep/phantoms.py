@@ -9,13 +9,11 @@ nothing of it.
 """
 
 import argparse
-import csv
 import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -25,117 +23,11 @@ import numpy as np
 from tqdm import tqdm
 
 from prep.drawing import breast, fundus
+from prep.layouts import LAYOUTS
 from prep.records import PHANTOM_MARKER
 from shards.errors import run_cli
 
 SALT_NAME = "phantom.salt"
-Drawing = tuple[Path, str, dict[str, Any]]  # file, drawer, its arguments
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How the phantoms of one dataset are laid out: `plan(root, rng, count, size)` writes the tables, yields
-    drawings.
-    """
-
-    plan: Callable[[Path, np.random.Generator, int, int], Iterator[Drawing]]
-    size: int
-
-
-def _sides(rng: np.random.Generator, size: int, ratio: float, spread: float) -> tuple[int, int]:
-    """Height and width of one image: the short side within `spread` of `size`, the long one `ratio` times that."""
-    short = size * rng.uniform(1 - spread, 1 + spread)
-    tall, wide = (short * ratio, short) if ratio >= 1 else (short, short / ratio)
-    return round(tall * rng.uniform(0.97, 1.03)), round(wide)
-
-
-def _write_lines(path: Path, lines: list[str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(line + "\n" for line in lines))
-
-
-def _write_table(path: Path, rows: list[list[Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows(rows)
-
-
-def plan_ddsm(root: Path, rng: np.random.Generator, count: int, size: int) -> Iterator[Drawing]:
-    """ddsm_raw/ and its three lists; cases of one to four views, a case in one list, classes in equal shares."""
-    lists: dict[str, list[str]] = {"train": [], "val": [], "test": []}
-    views = ["LEFT_CC", "LEFT_MLO", "RIGHT_CC", "RIGHT_MLO"]
-    names = ("normal", "benign", "cancer")
-    drawn, dealt = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
-    case_numbers = iter(rng.permutation(9000)[:count] + 1000)
-    while (total := sum(drawn.values())) < count:
-        # Normal takes half, as the default view has two classes; the split goes by whole cases, the fullest need first.
-        name = min(names, key=lambda n: drawn[n] / {"normal": 2, "benign": 1, "cancer": 1}[n])
-        case, scanner = int(next(case_numbers)), "ABCD"[int(rng.integers(4))]
-        cut = dealt[name] % 10
-        split = "val" if cut in (3, 7) else "test" if cut in (1, 5, 9) else "train"
-        dealt[name] += 1
-        for view in rng.permutation(views)[: min(int(rng.integers(1, 4)), count - total)]:
-            file = f"{name}_{int(rng.integers(1, 16)):02d}-{scanner}_{case}_1.{view}.png"
-            lists[split].append(file)
-            drawn[name] += 1
-            height, width = _sides(rng, size, 1.5, 0.06)
-            yield (
-                root / "ddsm_raw" / file,
-                "breast",
-                {
-                    "height": height,
-                    "width": width,
-                    "count": 0 if name == "normal" else int(rng.integers(4, 8)),
-                    "shape": "spiculated" if name == "cancer" else "round",
-                    "right": view.startswith("RIGHT"),
-                    "brightness": rng.uniform(0.14, 0.22),
-                },
-            )
-    for split, lines in lists.items():
-        _write_lines(root / "ddsm_raw_image_lists" / f"{split}.txt", [lines[i] for i in rng.permutation(len(lines))])
-
-
-def _fundus(rng: np.random.Generator, grade: int, size: int) -> dict[str, Any]:
-    """Arguments of a fundus of a grade: more dark dots with each grade, bright exudates from grade 2 on."""
-    dots = (0, 5, 7, 14, 20)[grade] + int(rng.integers(0, 3)) * (grade > 0)
-    exudates = (0, 0, 5, 8, 16)[grade] + int(rng.integers(0, 3)) * (grade > 1)
-    height, width = _sides(rng, size, 0.67, 0.3)
-    return {"height": height, "width": width, "counts": (dots, exudates), "brightness": rng.uniform(0.16, 0.24)}
-
-
-def plan_aptos(root: Path, rng: np.random.Generator, count: int, size: int) -> Iterator[Drawing]:
-    """train.csv (id_code,diagnosis) and train_images/*.png."""
-    grades = rng.permutation(np.resize([0, 2, 0, 1, 3, 4], count))
-    names = [rng.bytes(6).hex() for _ in range(count)]
-    _write_table(
-        root / "train.csv", [["id_code", "diagnosis"], *([n, int(g)] for n, g in zip(names, grades, strict=True))]
-    )
-    for name, grade in zip(names, grades, strict=True):
-        yield root / "train_images" / f"{name}.png", "fundus", _fundus(rng, int(grade), size)
-
-
-def plan_idrid(root: Path, rng: np.random.Generator, count: int, size: int) -> Iterator[Drawing]:
-    """The official folders and csv files, with their traps: names that repeat across splits, empty columns, a blank."""
-    base = root / "B. Disease Grading"
-    test = count // 5
-    parts = [
-        ("a. Training Set", "a. IDRiD_Disease Grading_Training Labels.csv", count - test, [""] * 9),
-        ("b. Testing Set", "b. IDRiD_Disease Grading_Testing Labels.csv", test, []),
-    ]
-    for folder, table, images, blanks in parts:
-        grades = [int(g) for g in rng.permutation(np.resize([2, 0, 3, 2, 0, 4, 1], images))]
-        rows: list[list[Any]] = [["Image name", "Retinopathy grade", "Risk of macular edema ", *blanks]]
-        rows += [[f"IDRiD_{i + 1:03d}", grade, min(grade, 2), *blanks] for i, grade in enumerate(grades)]
-        _write_table(base / "2. Groundtruths" / table, rows)
-        for i, grade in enumerate(grades):
-            yield base / "1. Original Images" / folder / f"IDRiD_{i + 1:03d}.jpg", "fundus", _fundus(rng, grade, size)
-
-
-LAYOUTS: dict[str, Layout] = {
-    "APTOS2019": Layout(plan_aptos, 512),
-    "DDSM": Layout(plan_ddsm, 1000),
-    "IDRiD": Layout(plan_idrid, 512),
-}
 DRAWERS: dict[str, Callable[..., np.ndarray]] = {"breast": breast, "fundus": fundus}
 
 

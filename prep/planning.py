@@ -8,6 +8,7 @@ the number of workers decides nothing.
 import hashlib
 import json
 import math
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,9 +78,11 @@ class Planned:
         return sum(len(part) for part in self.parts.values())
 
 
-def read_records(dataset: RawDataset, root: Path) -> list[Record]:
-    """All records, their labels checked; ValueError for none at all or a label that no view knows."""
-    records = list(dataset.read(root))
+def read_records(dataset: RawDataset, root: Path) -> tuple[list[Record], list[str]]:
+    """All records, their labels checked, and what was left out; ValueError for none or a label that no view knows."""
+    everything = list(dataset.read(root))
+    records = [record for record in everything if not record.skip]
+    skipped = Counter(record.skip for record in everything if record.skip)
     if not records:
         raise ValueError(f"{dataset.name}: {root} lists no image at all: expected {' | '.join(dataset.tree)}")
     known = dataset.source_values
@@ -91,7 +94,7 @@ def read_records(dataset: RawDataset, root: Path) -> list[Record]:
                 f"({values[0]}..{values[-1]}): "
                 f"is this the original table?"
             )
-    return records
+    return records, [f"{count} rows left out: {reason}" for reason, count in sorted(skipped.items())]
 
 
 def assign_splits(
@@ -105,7 +108,12 @@ def assign_splits(
         if dataset.study_split is None:
             raise ValueError(f"the published study did not use {dataset.name}: --split study is unknown there")
         splits = dataset.study_split(root, records)
-        return splits, [], "the published study's split, reproduced; it does not look at groups"
+        unused = splits.count("")
+        return (
+            splits,
+            [f"{unused} images have no part in the study's split"] if unused else [],
+            "the published study's split, reproduced; it does not look at groups",
+        )
     if options.split == "official" and not any(official):
         raise ValueError(f"{dataset.name} has no official split: use --split random")
     if options.split != "random" and any(official):
@@ -118,16 +126,16 @@ def assign_splits(
     return (
         split_random(labels, groups, options.shares, options.seed),
         [],
-        (f"dealt by seed {options.seed} in shares {options.shares}, stratified by label, whole groups"),
+        f"dealt by seed {options.seed} in shares {options.shares}, stratified by label, whole groups",
     )
 
 
 def make_plan(dataset: RawDataset, root: Path, options: ConvertOptions, salt: bytes) -> Planned:
     """Read the tables, split, shuffle, name. Touches no image but for its size in bytes."""
-    records = read_records(dataset, root)
+    records, skipped = read_records(dataset, root)
     splits, warnings, how = assign_splits(dataset, root, records, options)
     shared = intersections(splits, [record.group for record in records])
-    warnings = [*dataset.notes, *warnings]
+    warnings = [*dataset.notes, *skipped, *warnings]
     warnings += [f"{n} groups ({dataset.group_by}) stand in both splits of {pair}" for pair, n in shared.items() if n]
     parts: dict[str, list[tuple[str, Record]]] = {}
     number = 0

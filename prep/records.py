@@ -17,6 +17,7 @@ class Record:
     `source` names it within the raw folder and is private, like `group` (patient, lesion or slide; images of one group
     never part). `labels` are source values, one a label column, None for a blank. `split` is the official one, if any.
     `where` tells the user which row it came from ("train.csv row 7") without giving anything private away.
+    A record with a reason in `skip` is left out and counted.
     """
 
     source: str
@@ -25,6 +26,7 @@ class Record:
     group: str
     split: str | None = None
     where: str = ""
+    skip: str = ""
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,14 @@
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from prep.phantoms import draw_phantoms
+from prep.planning import read_records
+from prep.records import Record
 from prep.sources import DATASETS, find_dataset
+from prep.sources.chexpert import FINDINGS, no_finding, study_split
 from prep.sources.ddsm import case_of
 from prep.tables import read_table
 from shards.manifest import LabelView
@@ -103,3 +107,76 @@ def test_a_grade_that_is_no_number_is_told_without_quoting_it(tmp_path: Path) ->
     with pytest.raises(ValueError, match=r"the diagnosis in train\.csv row 12 is not a number") as error:
         list(DATASETS["APTOS2019"].read(tmp_path))
     assert "Jane" not in str(error.value)
+
+
+def test_isic_leaves_out_unknowns_counts_them_and_keeps_lesions_together(tmp_path: Path) -> None:
+    draw_phantoms("ISIC2019", tmp_path, 24, size=64, quiet=True)
+    truth = tmp_path / "ISIC_2019_Training_GroundTruth.csv"
+    text = truth.read_text()
+    assert "0.0,1.0" in text
+    truth.write_text(text.replace("0.0", "0").replace("1.0", "1") + "ISIC_9999999" + ",0" * 8 + ",1\n")
+    records, notes = read_records(DATASETS["ISIC2019"], tmp_path)
+    assert len(records) == 24 and notes == ["1 rows left out: class UNK"]
+    assert {record.labels[0] for record in records} == set(range(8))
+    assert all(record.path.is_file() for record in records)
+    assert {record.group[:4] for record in records} <= {"HAM_", "ISIC"}
+    truth.write_text(text + "ISIC_9999998" + ",1" * 2 + ",0" * 7 + "\n")
+    with pytest.raises(ValueError, match="row 26 does not mark exactly one class"):
+        read_records(DATASETS["ISIC2019"], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "zeros", "ones", "ignore"),
+    [
+        ({}, 1, 1, 1),
+        ({"Edema": 1}, 0, 0, 0),
+        ({"Edema": -1}, 1, 0, -1),
+        ({"Edema": -1, "Fracture": 1}, 0, 0, 0),
+        ({"No Finding": 1, "Support Devices": 1}, 1, 1, 1),
+    ],
+)
+def test_no_finding_under_each_policy(values: dict[str, int], zeros: int, ones: int, ignore: int) -> None:
+    row = tuple(values.get(name) for name in FINDINGS)
+    assert [no_finding(row, uncertain) for uncertain in (0, 1, None)] == [zeros, ones, ignore]
+
+
+def test_chexpert_keeps_source_values_and_patients(tmp_path: Path) -> None:
+    draw_phantoms("CheXpert", tmp_path, 40, size=64, quiet=True)
+    records = list(DATASETS["CheXpert"].read(tmp_path))
+    assert {None, -1, 0, 1} == {value for record in records for value in record.labels}
+    assert Counter(record.split for record in records) == {"train": 36, "val": 4}
+    assert all(record.group in record.source and record.path.is_file() for record in records)
+    table = tmp_path / "train.csv"
+    table.write_text(table.read_text().replace("Frontal,AP", "Lateral,", 1))
+    assert len(list(DATASETS["CheXpert-frontal"].read(tmp_path))) == 39
+    assert len(list(DATASETS["CheXpert"].read(tmp_path))) == 40
+
+
+def label_slice(rows: list[int], start: int | None, stop: int | None) -> list[int]:
+    """What pandas' .loc[start:stop] gives on an index in this order: from label to label, both ends included."""
+    first = 0 if start is None else rows.index(start)
+    last = len(rows) - 1 if stop is None else rows.index(stop)
+    return rows[first : last + 1]
+
+
+def test_chexpert_study_cuts_are_slices_by_label_after_the_sort(tmp_path: Path) -> None:
+    compared = 0
+    for seed in range(12):
+        names = [f"p{n:05d}" for n in np.random.default_rng(seed).permutation(300)]
+        records = [Record(name, tmp_path, (0,), name, "train") for name in names]
+        rows = sorted(range(300), key=lambda row: names[row])
+        held = label_slice(rows, None, 75)
+        if len(held) // 2 not in held:
+            with pytest.raises(ValueError, match="outside its held-out part"):
+                study_split(tmp_path, records)
+            continue
+        compared += 1
+        test = set(label_slice(held, len(held) // 2, None))
+        splits = study_split(tmp_path, [*records, Record("v", tmp_path, (0,), "v", "val")])
+        assert {row for row, split in enumerate(splits) if split == "test"} == test
+        assert {row for row, split in enumerate(splits) if split == "val"} == set(
+            label_slice(held, None, len(held) // 2)
+        ) - test
+        assert {row for row, split in enumerate(splits) if split == "train"} == set(label_slice(rows, 75, None)) - test
+        assert splits[300] == ""
+    assert compared

@@ -4,10 +4,14 @@ import difflib
 
 from prep.records import RawDataset
 from prep.sources.aptos2019 import APTOS2019
+from prep.sources.chexpert import CHEXPERT, CHEXPERT_FRONTAL
 from prep.sources.ddsm import DDSM
 from prep.sources.idrid import IDRID
+from prep.sources.isic2019 import ISIC2019
 
-DATASETS: dict[str, RawDataset] = {dataset.name: dataset for dataset in (APTOS2019, DDSM, IDRID)}
+DATASETS: dict[str, RawDataset] = {
+    dataset.name: dataset for dataset in (APTOS2019, CHEXPERT, CHEXPERT_FRONTAL, DDSM, IDRID, ISIC2019)
+}
 
 
 def find_dataset(name: str) -> RawDataset:
