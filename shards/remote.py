@@ -158,6 +158,8 @@ class RemoteFolder:
         except FetchError as error:
             if not source.closed.is_set():
                 self._failed[info.name] = error
+        except ValueError as error:  # the cache's lock
+            self._failed[info.name] = FetchError(str(error))
         except OSError as error:
             self._failed[info.name] = FetchError(f"{info.name} cannot be kept in {self.cache.folder}: {error.strerror}")
         return None
@@ -169,8 +171,8 @@ class RemoteFolder:
     def fetch_ahead(self, infos: Sequence[ShardInfo], stream: Stream) -> Ahead:
         """Bring the shards of a split before a loader reads them. ValueError where the cache is too small."""
         if self.cache.limit is not None:
-            sizes = [info.bytes for info in infos]
-            check_room(self.cache.limit, stream.node_reads(stream.consumed, min(stream.epoch, HORIZON)), sizes)
+            lookahead = Lookahead(stream.node_reads, stream.consumed, stream.batch, min(stream.epoch, HORIZON))
+            check_room(self.cache.limit, lookahead, stream.consumed, [info.bytes for info in infos])
         return FetchAhead(self, infos, stream)
 
 

@@ -1,11 +1,10 @@
 """The plan, read ahead: which shards come next, and how many bytes at a time. pytest tests/test_lookahead.py"""
 
-import numpy as np
 import pytest
 
-from shards.lookahead import Lookahead, check_room, most_at_once
+from shards.lookahead import Lookahead, Use, check_room, most_at_once
 from shards.orders import locate
-from shards.plan import Plan, PlanConfig, Reads
+from shards.plan import Plan, PlanConfig
 
 SIZES = [7, 23, 11, 19, 13, 17]
 
@@ -41,22 +40,42 @@ def test_soonest_first_and_forgotten_after_the_last_use() -> None:
     assert lookahead.shards() == [2, 3, 4, 5]  # looked on to sample 77
 
 
+def test_a_shard_that_pauses_may_go_meanwhile() -> None:
+    plan = plan_of("sequential")
+    lookahead = Lookahead(lambda start, ahead: plan.reads(start, ahead), 30, 6, horizon=90)
+    while lookahead.advance(30):  # an epoch from the third shard on: the first two come again at its end
+        pass
+    assert lookahead.shards() == [2, 3, 4, 5, 0, 1]
+    while lookahead.advance(48):
+        pass
+    assert lookahead.shards() == [3, 4, 5, 0, 1, 2]
+
+
 def test_most_at_once_counts_from_first_use_to_last() -> None:
-    uses = Reads(np.array([2, 0, 1]), np.array([0, 5, 10]), np.array([9, 20, 12]))
-    assert most_at_once(uses, np.array([1, 10, 100])) == 101
-    assert most_at_once(Reads(*[np.array([0, 1]), np.array([0, 5]), np.array([4, 9])]), np.array([3, 4])) == 4
+    assert most_at_once([Use(2, 0, 9), Use(0, 5, 20), Use(1, 10, 12)], [1, 10, 100]) == 101
+    assert most_at_once([Use(0, 0, 4), Use(1, 5, 9)], [3, 4]) == 4
+    assert most_at_once([], []) == 0
 
 
-def test_a_window_needs_its_shards_and_a_permutation_all() -> None:
-    sizes = np.full(6, 100)
-    assert most_at_once(plan_of("global").reads(0, 90), sizes) == 600
-    assert most_at_once(plan_of("sequential").reads(0, 90), sizes) == 100
-    assert most_at_once(plan_of("windowed", window=2, partitions=1).reads(0, 90), sizes) == 200
+@pytest.mark.parametrize("consumed", [0, 42])
+def test_a_window_needs_its_shards_and_a_permutation_all(consumed: int) -> None:
+    def needed(plan: Plan) -> int:
+        lookahead = Lookahead(lambda start, ahead: plan.reads(start, ahead), consumed, 6, horizon=90)
+        while lookahead.advance(consumed):
+            pass
+        return most_at_once(lookahead.uses, [100] * 6)
+
+    assert needed(plan_of("global")) >= 500  # a small shard may pause for a while
+    assert needed(plan_of("sequential")) == 100
+    assert needed(plan_of("windowed", window=2, partitions=1)) == 200
 
 
 def test_too_small_a_limit_is_refused_with_both_numbers() -> None:
-    uses = plan_of("windowed", window=2, partitions=1).reads(0, 90)
-    check_room(200, uses, [100] * 6)
-    check_room(None, uses, [100] * 6)
+    plan = plan_of("windowed", window=2, partitions=1)
+
+    def check(limit: int) -> None:
+        check_room(limit, Lookahead(lambda start, ahead: plan.reads(start, ahead), 0, 6, horizon=90), 0, [100] * 6)
+
+    check(200)
     with pytest.raises(ValueError, match="the cache limit is 199 bytes, but the plan reads from 200 bytes of shards"):
-        check_room(199, uses, [100] * 6)
+        check(199)
