@@ -286,3 +286,38 @@ def test_s3(tiny_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     finally:
         client.close()
         store.stop()
+
+
+RANK = """
+import sys
+from shards.plan import Plan, PlanConfig
+from shards.shardset import ShardSet
+url, cache, limit, rank, local = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
+there, here = (ShardSet(place, cache=cache, cache_limit=limit).split("train") for place in (url, local))
+plan = Plan(there.shard_sizes, PlanConfig(12, 0, order="windowed", window=2, partitions=4))
+ahead = there.fetch_ahead(plan, world=2, rank=rank, node_ranks=(0, 1))
+for consumed in range(0, 720, 12):
+    for position in plan.slice(consumed, 2, rank).positions.tolist():
+        assert bytes(there.read(position)) == bytes(here.read(position))
+    ahead.advance(consumed + 12)
+ahead.close()
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_walk_three_epochs_through_faults_in_a_small_cache(
+    tmp_path: Path, make_set: Callable[..., ShardSet]
+) -> None:
+    local = make_set(tmp_path / "set", train=240, val=0, test=0, shard_size=10)
+    limit = sum(sorted(info.bytes for info in local.manifest.splits["train"].shards)[-14:])  # of 24
+    with serve(tmp_path / "set", latency=0.01) as server:
+        server.faults["*"] = [Fault("status", 3), Fault("reset", 2), Fault("half", 3), Fault("wrong", 1)]
+        command = [sys.executable, "-c", RANK, server.url, tmp_path / "cache", str(limit)]
+        ranks = [subprocess.Popen([*command, str(rank), local.path]) for rank in range(2)]
+        peak = 0
+        while any(rank.poll() is None for rank in ranks):
+            peak = max(peak, used(tmp_path))
+            time.sleep(0.005)
+        assert [rank.returncode for rank in ranks] == [0, 0]
+        assert peak <= limit + 2000  # an index may come while room is made for it
+        assert sum(request.name.endswith(".tar") for request in server.requests) < 3 * 24 * 1.5
