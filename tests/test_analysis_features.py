@@ -118,7 +118,12 @@ def test_masked_images_leave_no_row(tmp_path, deit):
 
 def test_no_valid_image_is_an_error(tmp_path, deit):
     def nothing(consumed: int) -> Iterator[tuple[torch.Tensor, ...]]:
-        yield torch.zeros(2, 3, 32, 32), torch.zeros(2), torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.bool)
+        yield (
+            torch.zeros(2, 3, 32, 32),
+            torch.zeros(2),
+            torch.zeros(2, dtype=torch.int64),
+            torch.zeros(2, dtype=torch.bool),
+        )
 
     with pytest.raises(ValueError, match="no valid image"):
         open_bank(tmp_path, KEY, deit, taps(deit), nothing, 2)
@@ -135,7 +140,11 @@ def test_hooks_are_gone_and_modes_are_back(tmp_path, deit):
 def test_state_digest_sees_values_names_and_types_but_not_order():
     state = {"a": torch.arange(4.0), "b": torch.zeros((), dtype=torch.int64)}
     assert digest_of_state(state) == digest_of_state(dict(reversed(state.items())))
-    others = [{**state, "a": torch.arange(4.0) + 1e-7}, {**state, "a": torch.arange(4.0).reshape(2, 2)}, {"a": state["a"]}]
+    others = [
+        {**state, "a": torch.arange(4.0) + 1e-7},
+        {**state, "a": torch.arange(4.0).reshape(2, 2)},
+        {"a": state["a"]},
+    ]
     assert digest_of_state(state) not in {digest_of_state(other) for other in others}
 
 

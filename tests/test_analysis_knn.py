@@ -1,0 +1,213 @@
+"""The scripts over a run directory, a weights file and a DeepSpeed checkpoint: what they write, and what they refuse.
+
+The runs here are untrained: a start and an end of two seeds, in the layout that training writes.
+"""
+
+import json
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.neighbors import KNeighborsClassifier
+
+from analysis import cka, knn, l2, reinit
+from analysis.session import Session, choose, parser
+from shards.shardset import ShardSet
+from train.config import Config
+from train.models import create
+from train.rundir import WeightsInfo, save_weights
+
+SMALL = ("tf_efficientnet_lite0", 32)
+ALL = (
+    ("resnet50", 32),
+    ("deit_tiny_patch16_224", 32),
+    ("swin_tiny_patch4_window7_224", 64),
+    ("inception_v3", 80),
+    ("tf_efficientnet_lite0", 32),
+)
+
+
+def make_run(folder: Path, set_path: Path, model: str, side: int, *, init: bool = True) -> Path:
+    """A run directory whose weights come from two seeds."""
+    torch.set_num_threads(1)
+    shards = ShardSet(set_path)
+    manifest = shards.manifest
+    config = Config.model_validate({"data": {"shards": str(set_path), "image_size": side}, "model": {"model": model}})
+    content = config.model_dump(mode="json")
+    info = WeightsInfo(
+        model, shards.num_classes, manifest.channels, side, tuple(shards.classes), tuple(manifest.mean),
+        tuple(manifest.std), manifest.digest, content,
+    )  # fmt: skip
+    (folder / "weights").mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"format": 1, "config": content}))
+    for name, seed in (("init", 0), ("best", 1)):
+        if name == "best" or init:
+            made = create(model, shards.num_classes, manifest.channels, img_size=side, seed=seed)
+            save_weights(folder / "weights" / f"{name}.safetensors", made.state_dict(), info)
+    return folder
+
+
+def arguments(run: Path, *flags: str, script: str = "knn") -> Namespace:
+    made = parser("test")
+    if script == "knn":
+        made.add_argument("--k", type=int)
+        made.add_argument("--temperature", type=float, default=0.1)
+    if script == "cka":
+        made.add_argument("--features", default="pooled")
+        made.add_argument("--pool", default="auto")
+        made.add_argument("--minibatch", type=int, default=8)
+        made.add_argument("--against", type=Path)
+    if script == "reinit":
+        made.add_argument("--to", default="start")
+    return made.parse_args([str(run), "--batch", "8", "--workers", "1", *flags])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, tiny_set: Path) -> Path:
+    return make_run(tmp_path_factory.mktemp("runs") / "tiny", tiny_set, *SMALL)
+
+
+def result(run: Path, name: str) -> dict:
+    return json.loads((run / "analysis" / f"{name}.json").read_text())
+
+
+def test_knn_agrees_with_scikit_learn(run):
+    knn.main(arguments(run, "--k", "7"))
+    found, session = result(run, "knn"), Session(arguments(run))
+    bank, queries = session.bank("end", "train"), session.bank("end")
+    for layer in ("stem", "embedding"):
+        oracle = KNeighborsClassifier(
+            7, metric="cosine", algorithm="brute", weights=lambda distance: np.exp((1 - distance) / 0.1)
+        ).fit(np.float64(bank.layer(layer)), bank.labels)
+        expected = session.metrics(queries.labels, oracle.predict_proba(np.float64(queries.layer(layer))))
+        state = found["states"]["end"]
+        row = state["embedding"] if layer == "embedding" else state["layers"][layer]["mean"]
+        assert row == pytest.approx(expected, abs=1e-6, nan_ok=True)
+    assert found["k_used"] == 7
+    assert found["request"]["images"] == 19
+    assert (run / "analysis" / "knn.svg").read_text().startswith("<svg")
+
+
+def test_k_comes_from_the_manifest_and_shrinks_to_the_bank(run, capsys):
+    knn.main(arguments(run, "--limit", "9", "--layers", "classifier", "--out", str(run / "few")))
+    found = json.loads((run / "few" / "knn.json").read_text())
+    assert found["request"]["k"] == 200
+    assert found["k_used"] == found["bank_images"] == 9
+    assert list(found["states"]["end"]["layers"]) == ["classifier"]
+
+
+def test_second_call_is_answered_and_force_works_again(run, capsys):
+    flags = ("--layers", "classifier", "--out", str(run / "twice"))
+    knn.main(arguments(run, *flags))
+    path = run / "twice" / "knn.json"
+    first = path.read_bytes()
+    path.write_bytes(first + b" ")
+    capsys.readouterr()
+    knn.main(arguments(run, *flags))
+    assert "knn.json is done already (--force works it out again)" in capsys.readouterr().out
+    assert path.read_bytes() == first + b" "
+    knn.main(arguments(run, *flags, "--force"))
+    assert path.read_bytes() == first
+
+
+def test_cka_of_a_run(run):
+    cka.main(arguments(run, script="cka"))
+    found = result(run, "cka")
+    layers = found["sides"]["start"]
+    for kind in ("whole", "minibatch"):
+        for name in ("start-start", "end-start", "end-end"):
+            matrix = np.array(found[kind][name])
+            assert matrix.shape == (len(layers), len(layers))
+            if name != "end-start":
+                np.testing.assert_allclose(np.diagonal(matrix), 1)
+                np.testing.assert_allclose(matrix, matrix.T)
+    assert set(found["same_layer"]) == set(layers)
+    assert (run / "analysis" / "cka.svg").read_text().count("<rect") > 3 * len(layers) ** 2
+
+
+def test_cka_against_itself_and_on_tokens(run):
+    cka.main(arguments(run, "--against", str(run), "--out", str(run / "other"), script="cka"))
+    found = json.loads((run / "other" / "cka-tiny.json").read_text())
+    np.testing.assert_allclose(np.diagonal(np.array(found["whole"]["end of tiny-end of tiny"])), 1, atol=1e-9)
+    cka.main(arguments(run, "--features", "tokens", script="cka"))
+    tokens = result(run, "cka-tokens")
+    assert "whole" not in tokens
+    np.testing.assert_allclose(np.diagonal(np.array(tokens["minibatch"]["start-start"])), 1)
+
+
+def test_l2_differs_from_layer_to_layer(run):
+    l2.main(arguments(run, script="l2"))
+    rows = result(run, "l2")["layers"]
+    values = [row["all"]["relative"] for row in rows.values()]
+    assert len(set(values)) == len(values)
+    assert all(value > 0 for value in values)
+
+
+def test_reinit_has_its_baseline_and_plain_passes_agree(run):
+    reinit.main(arguments(run, script="reinit"))
+    found = result(run, "reinit")
+    session = Session(arguments(run, script="reinit"))
+    exchanges = {group: {key: session.state("start")[key] for key in keys} for group, keys in session.groups.items()}
+    plain = reinit.exchanged_metrics(session, exchanges, reuse=False)
+    assert plain.pop(None) == pytest.approx(found["baseline"])
+    assert {layer: pytest.approx(row) for layer, row in found["layers"].items()} == plain
+
+
+def test_rerand_is_another_result(run):
+    reinit.main(arguments(run, "--to", "random", "--layers", "classifier", script="reinit"))
+    assert list(result(run, "rerand")["layers"]) == ["classifier"]
+
+
+def test_weights_file_and_deepspeed_checkpoint_give_the_same_numbers(run, tiny_set, tmp_path):
+    session = Session(arguments(run))
+    folder = tmp_path / "step-00000007"
+    folder.mkdir()
+    torch.save({"module": session.state("end")}, folder / "mp_rank_00_model_states.pt")
+    flags = ("--shards", str(tiny_set), "--layers", "classifier", "--out")
+    numbers = []
+    for path, more in ((run / "weights" / "best.safetensors", ()), (folder, ("--model", SMALL[0]))):
+        knn.main(arguments(path, *flags, str(tmp_path / path.stem), *more))
+        numbers.append(json.loads((tmp_path / path.stem / "knn.json").read_text())["states"]["end"])
+    assert numbers[0]["layers"].keys() == numbers[1]["layers"].keys()
+
+
+REFUSED: dict[str, tuple[Callable[[Namespace], None], tuple[str, ...], str]] = {
+    "split": (knn.main, ("--split", "tests"), r"split 'tests' does not exist in tiny; it has train, val, test"),
+    "layer": (knn.main, ("--layers", "blocks.1.2"), r"unknown layer 'blocks.1.2'; nearest: blocks\.1\.\d"),
+    "k": (knn.main, ("--k", "0", "--force"), r"k must be at least 1"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_mistakes_get_one_line(run, name):
+    script, flags, message = REFUSED[name]
+    with pytest.raises(ValueError, match=message):
+        script(arguments(run, *flags))
+
+
+def test_run_without_a_start_is_refused_where_a_start_is_needed(tmp_path, tiny_set):
+    folder = make_run(tmp_path / "bare", tiny_set, *SMALL, init=False)
+    for script, name in ((l2, "l2"), (cka, "cka"), (reinit, "reinit")):
+        with pytest.raises(ValueError, match=r"init\.safetensors"):
+            script.main(arguments(folder, script=name))
+    assert not (folder / "analysis").exists()
+
+
+def test_no_layer_named_is_refused():
+    assert choose(["a", "b"], "b,a") == ["a", "b"]
+    with pytest.raises(ValueError, match="--layers names no layer"):
+        choose(["a"], " , ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "side"), ALL)
+def test_every_analysis_runs_for_every_family(tmp_path, tiny_set, model, side):
+    folder = make_run(tmp_path / "run", tiny_set, model, side)
+    for script, name in ((knn, "knn"), (cka, "cka"), (l2, "l2"), (reinit, "reinit")):
+        script.main(arguments(folder, script=name))
+        found = result(folder, name)
+        assert found["request"]["layers"] == list(found.get("layers") or found["request"]["layers"])
+    assert len(result(folder, "cka")["sides"]["end"]) > 5
