@@ -47,7 +47,7 @@ setup() {
     log=$root/.setup.log
     say "setting up $venv with $("$python" --version) (about 7 GB; log: $log)"
     "$python" -m venv "$venv" >"$log" 2>&1 || die "no virtual environment could be made: $(tail -n 1 "$log")"
-    if ! "$venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off --no-input \
+    if ! "$venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off --no-input --no-compile \
         -c "$root/constraints.txt" -e "$root[cuda$cuda,demo,dev]" >>"$log" 2>&1; then
         if grep -qi 'No space left' "$log"; then
             die "the disk filled up during the installation: free some and run the same command again"
