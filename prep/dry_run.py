@@ -4,7 +4,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from prep.images import UndecodableImage, prepare, read_file
+from prep.hdf5 import read_row
+from prep.images import UndecodableImage, prepare, prepare_pixels, read_file
 from prep.planning import ConvertOptions, make_plan, shard_samples
 from prep.records import RawDataset, Record
 from shards.identity import SALT_BYTES
@@ -48,7 +49,7 @@ def _estimate(records: list[Record], options: ConvertOptions) -> str:
     start, size, failed = time.perf_counter(), 0, 0
     for record in trial:
         try:
-            size += len(prepare(read_file(record.path), options.pixels)[1])
+            size += len(_converted(record, options))
         except UndecodableImage:
             failed += 1
     seconds = (time.perf_counter() - start) / len(trial) * len(records) / options.workers
@@ -57,3 +58,9 @@ def _estimate(records: list[Record], options: ConvertOptions) -> str:
     return (
         f"  about {total / 1e6:.0f} MB and {seconds:.0f} s on {options.workers} workers, from {len(trial)} images{bad}"
     )
+
+
+def _converted(record: Record, options: ConvertOptions) -> bytes:
+    if record.row is None:
+        return prepare(read_file(record.path), options.pixels)[1]
+    return prepare_pixels(read_row(record.path, record.row), options.pixels)[1]

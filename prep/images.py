@@ -72,6 +72,12 @@ def prepare(data: bytes, options: PixelOptions) -> tuple[np.ndarray, bytes]:
     return pixels, encode(pixels, options)
 
 
+def prepare_pixels(pixels: np.ndarray, options: PixelOptions) -> tuple[np.ndarray, bytes]:
+    """As `prepare`, from pixels uint8[h, w] or [h, w, 3] that were stored without an encoding."""
+    reduced = reduce(_as_channels(pixels, options.channels), options.short_side)
+    return reduced, encode(reduced, options)
+
+
 def decode(data: bytes, channels: Literal[1, 3], bits: Literal[8, 16] = 8) -> np.ndarray:
     """Decode to uint8 (bits 8) or uint16 (bits 16): [h, w] for one channel, [h, w, 3] RGB for three, upright."""
     if data[DICOM_PREFIX : DICOM_PREFIX + 4] == b"DICM":

@@ -17,7 +17,9 @@ from prep.dry_run import dry_run
 from prep.finishing import describe
 from prep.images import FORMATS, PixelOptions
 from prep.planning import SPLIT_MODES, ConvertOptions
+from prep.records import RawDataset
 from prep.sources import DATASETS, find_dataset
+from prep.sources.own_table import TableColumns, table_dataset
 from shards.errors import run_cli
 
 
@@ -25,7 +27,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Convert a raw dataset into a shard set.")
     add = parser.add_argument
-    add("--dataset", required=True, help=f"one of {', '.join(DATASETS)}")
+    add("--dataset", required=True, help=f"one of {', '.join(DATASETS)}, or csv: your own folder and table")
     add("--raw", type=Path, help="the raw folder as published (default: data/raw/NAME)")
     add("--out", type=Path, help="where the set goes (default: data/shards/NAME)")
     add("--short-side", type=int, default=256, help="pixels of the short side; never enlarged; 0 keeps the size")
@@ -44,18 +46,44 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes; any number gives the same bytes")
     add("--max-bad", type=float, default=0.01, help="share of images that may fail to decode")
     add("--strict", action="store_true", help="stop at the first image that does not decode")
+    add(
+        "--bits",
+        type=int,
+        default=8,
+        choices=(8, 16),
+        help="16 keeps DICOM and 16-bit values; needs --format png or raw",
+    )
     add("--dry-run", action="store_true", help="count, split and estimate; write nothing")
+    own = parser.add_argument_group("with --dataset csv")
+    own.add_argument("--table", type=Path, help="the csv table (default: RAW/labels.csv)")
+    own.add_argument("--name", default="csv", help="the name of the set")
+    own.add_argument("--path-column", default="path", help="image paths relative to --raw")
+    own.add_argument("--label-columns", nargs="+", default=["label"], help="one for classes, several for multi-label")
+    own.add_argument("--group-column", help="patient, lesion or slide: its images stay in one split")
+    own.add_argument("--split-column", help="train, val or test")
+    own.add_argument("--channels", type=int, choices=(1, 3), default=3)
+    own.add_argument("--target-metric", help="such as roc_auc, accuracy or quadratic_kappa")
     add("--debug", action="store_true", help="traceback on errors")
     return parser.parse_args(argv)
 
 
+def own_dataset(args: argparse.Namespace, raw: Path) -> RawDataset:
+    """The user's own table as a dataset."""
+    table = args.table or raw / "labels.csv"
+    columns = TableColumns(table, args.path_column, tuple(args.label_columns), args.group_column, args.split_column)
+    return table_dataset(args.name, columns, channels=args.channels, target_metric=args.target_metric)
+
+
 def main(args: argparse.Namespace) -> None:
     """Convert and say what became of it."""
-    dataset = find_dataset(args.dataset)
-    raw = args.raw or Path("data/raw") / dataset.name
+    name = args.name if args.dataset == "csv" else args.dataset
+    raw = args.raw or Path("data/raw") / name
+    dataset = own_dataset(args, raw) if args.dataset == "csv" else find_dataset(args.dataset)
     out = args.out or Path("data/shards") / dataset.name
     options = ConvertOptions(
-        pixels=PixelOptions(dataset.channels, args.short_side or None, args.format, args.quality, args.chroma),
+        pixels=PixelOptions(
+            dataset.channels, args.short_side or None, args.format, args.quality, args.chroma, args.bits
+        ),
         split=args.split,
         shares=tuple(args.shares),
         seed=args.seed,

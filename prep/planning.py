@@ -180,6 +180,7 @@ def make_tasks(plan: Planned, out: Path, outcomes: Path, options: ConvertOptions
                     record.path,
                     tuple(BLANK_LABEL if label is None else label for label in record.labels),
                     group_hash(record.group, salt),
+                    record.row,
                 )
                 for key, record in part[start : start + size]
             )

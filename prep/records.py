@@ -17,7 +17,7 @@ class Record:
     `source` names it within the raw folder and is private, like `group` (patient, lesion or slide; images of one group
     never part). `labels` are source values, one a label column, None for a blank. `split` is the official one, if any.
     `where` tells the user which row it came from ("train.csv row 7") without giving anything private away.
-    A record with a reason in `skip` is left out and counted.
+    A record with a reason in `skip` is left out and counted. `row` is the image's row where `path` is an HDF5 file.
     """
 
     source: str
@@ -27,6 +27,7 @@ class Record:
     split: str | None = None
     where: str = ""
     skip: str = ""
+    row: int | None = None
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class RawDataset:
     """One public dataset: how to read it, and all that the manifest tells of it.
 
     `read(root)` yields records in a fixed order; `study_split(root, records)`, where the published study had its own
-    rule, gives a split a record. `tree` is the expected layout, one path a line.
+    rule, gives a split a record. `tree` is the expected layout, one path a line, `phantoms` the layout that
+    prep/phantoms.py can draw in its stead.
     """
 
     name: str
@@ -53,6 +55,7 @@ class RawDataset:
     study_split: Callable[[Path, list[Record]], list[str]] | None = None
     knn_k: int = 200
     notes: tuple[str, ...] = field(default=())
+    phantoms: str = ""
 
     @property
     def source_values(self) -> set[int | None]:
@@ -72,11 +75,12 @@ class RawDataset:
             problem = f"{root} lacks {missing[0]}"
         else:
             return
-        raise ValueError(
-            f"{self.name}: {problem}. Get the dataset from {self.where}; expected: {' | '.join(self.tree)}. As a "
-            "stand-in, "
-            f"draw phantoms: python prep/phantoms.py --dataset {self.name} --out {root}"
-        )
+        stand_in = ""
+        if self.phantoms:
+            command = f"python prep/phantoms.py --dataset {self.phantoms} --out {root}"
+            stand_in = f" As a stand-in, draw phantoms: {command}"
+        tree = " | ".join(self.tree)
+        raise ValueError(f"{self.name}: {problem}. Get the dataset from {self.where}; expected: {tree}.{stand_in}")
 
 
 def whole_number(text: Any, what: str) -> int:

@@ -18,7 +18,8 @@ import cv2
 import numpy as np
 import xxhash
 
-from prep.images import PixelOptions, UndecodableImage, prepare, read_file
+from prep.hdf5 import read_row
+from prep.images import PixelOptions, UndecodableImage, prepare, prepare_pixels, read_file
 from shards.decoding import decode
 from shards.manifest import ShardInfo, write_aside
 from shards.writer import ShardWriter
@@ -32,6 +33,7 @@ class Item:
     path: Path
     labels: tuple[int, ...]
     group: int
+    row: int | None = None
 
 
 @dataclass(frozen=True)
@@ -113,9 +115,14 @@ def run_task(task: Task, tick: Callable[[int, bool], None]) -> Outcome:
 def _add(writer: ShardWriter, item: Item, task: Task, outcome: Outcome, tick: Callable[[int, bool], None]) -> None:
     size = 0
     try:
-        data = read_file(item.path)
-        size = len(data)
-        pixels, encoded = prepare(data, task.pixels)
+        if item.row is None:
+            data = read_file(item.path)
+            size = len(data)
+            pixels, encoded = prepare(data, task.pixels)
+        else:
+            raw = read_row(item.path, item.row)
+            size = raw.nbytes
+            pixels, encoded = prepare_pixels(raw, task.pixels)
     except UndecodableImage as error:
         if task.strict:
             raise ValueError(

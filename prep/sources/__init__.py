@@ -4,14 +4,14 @@ import difflib
 
 from prep.records import RawDataset
 from prep.sources.aptos2019 import APTOS2019
+from prep.sources.camelyon import CAMELYON
 from prep.sources.chexpert import CHEXPERT, CHEXPERT_FRONTAL
 from prep.sources.ddsm import DDSM
 from prep.sources.idrid import IDRID
 from prep.sources.isic2019 import ISIC2019
 
-DATASETS: dict[str, RawDataset] = {
-    dataset.name: dataset for dataset in (APTOS2019, CHEXPERT, CHEXPERT_FRONTAL, DDSM, IDRID, ISIC2019)
-}
+KNOWN = (APTOS2019, CAMELYON, CHEXPERT, CHEXPERT_FRONTAL, DDSM, IDRID, ISIC2019)
+DATASETS: dict[str, RawDataset] = {dataset.name: dataset for dataset in KNOWN}
 
 
 def find_dataset(name: str) -> RawDataset:
@@ -21,4 +21,4 @@ def find_dataset(name: str) -> RawDataset:
     folded = {known.lower(): known for known in DATASETS}
     near = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.5)
     hint = f"did you mean {folded[near[0]]}? " if near else ""
-    raise ValueError(f"unknown dataset {name!r}: {hint}known: {', '.join(DATASETS)}")
+    raise ValueError(f"unknown dataset {name!r}: {hint}known: {', '.join(DATASETS)}, csv")

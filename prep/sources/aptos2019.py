@@ -47,6 +47,7 @@ APTOS2019 = RawDataset(
     channels=3,
     group_by="image",
     read=read,
+    phantoms="APTOS2019",
     study_split=study_split,
     notes=("no patient ids are published: images of one patient cannot be kept together",),
 )

@@ -118,6 +118,7 @@ def _dataset(name: str, view: str) -> RawDataset:
         channels=1,
         group_by="patient",
         read=reader(view),
+        phantoms="CheXpert",
         study_split=study_split if view == "all" else None,
     )
 

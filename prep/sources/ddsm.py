@@ -75,5 +75,6 @@ DDSM = RawDataset(
     channels=1,
     group_by="case",
     read=read,
+    phantoms="DDSM",
     study_split=study_split,
 )

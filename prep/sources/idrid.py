@@ -53,5 +53,6 @@ IDRID = RawDataset(
     channels=3,
     group_by="image",
     read=read,
+    phantoms="IDRiD",
     notes=("no patient ids are published: images of one patient cannot be kept together",),
 )

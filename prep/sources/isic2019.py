@@ -75,5 +75,6 @@ ISIC2019 = RawDataset(
     channels=3,
     group_by="lesion",
     read=read,
+    phantoms="ISIC2019",
     study_split=study_split,
 )

@@ -1,0 +1,67 @@
+"""PatchCamelyon: 327,680 patches of 96 x 96 px in HDF5, tumour in the centre or not, official splits by slide."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from prep.hdf5 import open_images
+from prep.records import RawDataset, Record
+from prep.tables import read_table
+from shards.manifest import LabelView
+
+PARTS = {"train": "train", "valid": "val", "test": "test"}
+FILE = "camelyonpatch_level_2_split_{part}_{kind}"
+
+
+def slides(root: Path, part: str, count: int) -> list[str]:
+    """The slide of each patch from the meta table; without the table every patch is its own group."""
+    table = root / f"{FILE.format(part=part, kind='meta')}.csv"
+    if not table.is_file():
+        return [f"{part} {row}" for row in range(count)]
+    names = [row["wsi"] for _, row in read_table(table, ("wsi",))]
+    if len(names) != count:
+        raise ValueError(f"{table.name} has {len(names)} rows for {count} patches: they belong to different versions")
+    return names
+
+
+def read(root: Path) -> Iterator[Record]:
+    """Yield the three official parts in file order."""
+    names = [f"{FILE.format(part=part, kind=kind)}.h5" for part in PARTS for kind in "xy"]
+    CAMELYON.require(root)
+    if packed := [name for name in names if not (root / name).exists() and (root / f"{name}.gz").exists()]:
+        raise ValueError(
+            f"{packed[0]}.gz is still packed: run gunzip --keep {root}/*.h5.gz once, then this command again"
+        )
+    CAMELYON.require(root, *names)
+    for part, split in PARTS.items():
+        path = root / f"{FILE.format(part=part, kind='x')}.h5"
+        labels = np.asarray(open_images(root / f"{FILE.format(part=part, kind='y')}.h5", "y")).reshape(-1)
+        if len(labels) != len(open_images(path)):
+            raise ValueError(f"{path.name} has {len(open_images(path))} patches, its labels are {len(labels)}")
+        for row, slide in enumerate(slides(root, part, len(labels))):
+            where = f"{path.name} row {row}"
+            yield Record(where, path, (int(labels[row]),), slide, split, where, row=row)
+
+
+def study_split(root: Path, records: list[Record]) -> list[str]:
+    """The official parts, as the published study used them."""
+    return [record.split or "train" for record in records]
+
+
+CAMELYON = RawDataset(
+    name="Camelyon",
+    citation="Veeling et al., Rotation Equivariant CNNs for Digital Pathology, MICCAI 2018; Bejnordi et al., JAMA 2017",
+    licence="CC0",
+    where="https://github.com/basveeling/pcam",
+    tree=tuple(f"{FILE.format(part=part, kind=kind)}" for part in PARTS for kind in ("x.h5", "y.h5", "meta.csv")),
+    task="single-label",
+    label_columns=("tumour",),
+    views={"2class": LabelView(classes=["normal", "tumour"], mapping={"0": 0, "1": 1})},
+    default_view="2class",
+    target_metric="roc_auc",
+    channels=3,
+    group_by="slide",
+    read=read,
+    study_split=study_split,
+)

@@ -1,0 +1,107 @@
+"""`--dataset csv`: any folder of images with a table of paths and labels, so that a user's own data need no code."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from prep.records import RawDataset, Record, whole_number
+from prep.splits import SPLITS
+from prep.tables import read_table
+from shards.manifest import LabelView
+
+SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+MAX_CLASSES = 10_000
+
+
+@dataclass(frozen=True)
+class TableColumns:
+    """Which columns hold what. One label column makes classes, several make a multi-label set of 0, 1, -1 and blank."""
+
+    table: Path
+    path: str = "path"
+    labels: tuple[str, ...] = ("label",)
+    group: str | None = None
+    split: str | None = None
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """Every column that the table must have."""
+        return (self.path, *self.labels, *filter(None, (self.group, self.split)))
+
+
+def class_names(columns: TableColumns) -> list[str]:
+    """The distinct values of the one label column: numbers in their order, words in the alphabet's."""
+    values = {row[columns.labels[0]] for _, row in read_table(columns.table, columns.required)} - {""}
+    if not values or len(values) > MAX_CLASSES:
+        raise ValueError(f"column {columns.labels[0]!r} has {len(values)} values: 1 to {MAX_CLASSES} make classes")
+    numbers = all(value.lstrip("-").isdigit() for value in values)
+    return sorted(values, key=int) if numbers else sorted(values)
+
+
+def table_dataset(
+    name: str, columns: TableColumns, *, channels: Literal[1, 3] = 3, target_metric: str | None = None
+) -> RawDataset:
+    """A dataset from a table; ValueError where the table or a column is missing.
+
+    Blank labels of a single-label table are left out and counted; of a multi-label one they are kept, and ignored by
+    the view, as -1 is.
+    """
+    if not columns.table.is_file():
+        raise ValueError(f"there is no table {columns.table}: name it with --table")
+    single = len(columns.labels) == 1
+    classes = class_names(columns) if single else list(columns.labels)
+    if single:
+        view = LabelView(classes=classes, mapping={str(i): i for i in range(len(classes))})
+    else:
+        view = LabelView(classes=classes, mapping={"0": 0, "1": 1}, note="blank and -1 are ignored")
+    views = {"default": view}
+    if not single:
+        views["U-Zeros"] = LabelView(classes=classes, mapping={"0": 0, "1": 1, "": 0, "-1": 0})
+
+    def read(root: Path) -> Iterator[Record]:
+        dataset.require(root)
+        for where, row in read_table(columns.table, columns.required):
+            yield _record(root, row, columns, classes, where)
+
+    dataset = RawDataset(
+        name=name,
+        citation="",
+        licence="the owner's",
+        where="your own folder",
+        tree=(f"{columns.table.name} with columns {', '.join(columns.required)}", "images at the paths of the table"),
+        task="single-label" if single else "multi-label",
+        label_columns=columns.labels,
+        views=views,
+        default_view="default",
+        target_metric=target_metric or ("balanced_accuracy" if single else "roc_auc"),
+        channels=channels,
+        group_by=columns.group or "image",
+        read=read,
+        notes=() if columns.group else ("no group column was named: images of one patient are not kept together",),
+    )
+    return dataset
+
+
+def _record(root: Path, row: dict[str, str], columns: TableColumns, classes: list[str], where: str) -> Record:
+    source = row[columns.path].replace("\\", "/")
+    cells = [row[name] for name in columns.labels]
+    skip = ""
+    labels: tuple[int | None, ...]
+    if len(cells) == 1:
+        skip = "" if cells[0] else "blank label"
+        labels = (classes.index(cells[0]),) if cells[0] else (0,)
+    else:
+        named = zip(columns.labels, cells, strict=True)
+        labels = tuple(whole_number(cell, f"{name} in {where}") if cell else None for name, cell in named)
+    group = (row[columns.group] if columns.group else "") or source
+    return Record(source, root / source, labels, group, _split(row, columns, where), where, skip)
+
+
+def _split(row: dict[str, str], columns: TableColumns, where: str) -> str | None:
+    if columns.split is None:
+        return None
+    name = SPLIT_NAMES.get(row[columns.split].lower())
+    if name is None:
+        raise ValueError(f"the split in {where} is none of {', '.join(SPLITS)}")
+    return name
