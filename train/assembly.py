@@ -66,6 +66,11 @@ def build(
         record = _record(job, list(layers), story)
         agree(lambda: _make_folder(folder, lambda made: _fill(made, record, init, job.info)))
     found, damaged = agree(lambda: checkpoints.newest(folder / "checkpoints")) if resume else (None, [])
+    if found is not None and settings.stage >= 1 and found.world != ranks.world:
+        raise ValueError(
+            f"{found.path.name} is of ZeRO stage {settings.stage} on {found.world} ranks, here are {ranks.world}: "
+            f"start {found.world} ranks; only stage 0 changes their number"
+        )
     reporter = Reporter(
         folder if ranks.first else None,
         tensorboard=config.training.tensorboard,

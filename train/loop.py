@@ -268,13 +268,7 @@ class Trainer:
         self._saved_at = time.monotonic()
 
     def load(self, checkpoint: checkpoints.Checkpoint) -> None:
-        """Take up a checkpoint of this run. Raises ValueError where it was cut for another number of ranks."""
-        stage, world = self.engine.zero_optimization_stage(), self.job.ranks.world
-        if stage >= 1 and checkpoint.world != world:
-            raise ValueError(
-                f"{checkpoint.path.name} is of ZeRO stage {stage} on {checkpoint.world} ranks, here are {world}: start "
-                f"{checkpoint.world} ranks; only stage 0 changes their number"
-            )
+        """Take up a checkpoint of this run."""
         self.engine.load_checkpoint(str(checkpoint.path.parent), tag=checkpoint.path.name)
         self.progress = Progress(**checkpoint.state)
         if self.average is not None:

@@ -232,12 +232,10 @@ def _train(
     ranks = engines.ranks_from_environment()
     device = engines.device_of(ranks)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-    trainer = build(config, settings, shards, folder, ranks, device, resume=args.resume is not None)
     try:
+        trainer = build(config, settings, shards, folder, ranks, device, resume=args.resume is not None)
         try:
-            done = trainer.fit(args.stop_after_steps)
-            if done:
-                finish(trainer)
+            return _run(trainer, args.stop_after_steps)
         except Preempted:
             step = trainer.progress.step
             trainer.reporter.say(f"stopped by a signal at step {step}; go on with --resume {folder}")
@@ -247,12 +245,19 @@ def _train(
                 f"out of memory at step {trainer.progress.step + 1}: lower --micro-batch (the step stays the same) or "
                 f"--image-size, or take --precision bf16 ({str(error).splitlines()[0]})"
             ) from error
-        if not done:
-            trainer.reporter.say(f"stopped at step {trainer.progress.step} as asked; go on with --resume {folder}")
-        return 0
+        finally:
+            trainer.reporter.close()
     finally:
-        trainer.reporter.close()
         engines.leave()
+
+
+def _run(trainer: "Trainer", stop_after: int | None) -> int:
+    if trainer.fit(stop_after):
+        finish(trainer)
+    else:
+        step, folder = trainer.progress.step, trainer.job.folder
+        trainer.reporter.say(f"stopped at step {step} as asked; go on with --resume {folder}")
+    return 0
 
 
 def finish(trainer: "Trainer") -> None:
