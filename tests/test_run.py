@@ -4,6 +4,7 @@ In-process runs are one rank; `launch` starts several, under deepspeed's launche
 """
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -171,6 +173,24 @@ def test_micro_batches_have_the_gradient_of_the_whole(make_set: Callable[..., Sh
     cut = train(shards, "cut", "--epochs", "1", "--micro-batch", "4")
     for (_, a), (_, b) in zip(losses(whole), losses(cut), strict=True):
         assert a == pytest.approx(b, abs=2e-6)
+
+
+def test_a_damaged_image_is_masked_and_named_and_splits_may_lack(
+    make_set: Callable[..., ShardSet], tmp_path: Path
+) -> None:
+    shards = make_set(tmp_path / "bare", val=0, test=0, name="bare")
+    row = shards.split("train").rows(np.array([5]))
+    tar = shards.path / "train-000000.tar"
+    content = bytearray(tar.read_bytes())
+    content[int(row.offsets[0]) + 30] ^= 255
+    tar.write_bytes(content)
+    run = train(shards.path, "bare", "--epochs", "2")
+    results = open_run(run).results()
+    assert (results["weights"], results["best"], results["val"], results["test"]) == ("last", None, None, None)
+    assert [key for key, _ in results["bad_samples"]] == [shards.split("train").key(5)]
+    assert all(math.isfinite(loss) for _, loss in losses(run))
+    with pytest.raises(ValueError, match="cannot be read"):
+        train(shards.path, "strict", "--epochs", "1", "--max-bad", "0")
 
 
 def test_a_frozen_backbone_stays(tiny_set: Path) -> None:

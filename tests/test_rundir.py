@@ -34,7 +34,7 @@ def run_folder(tmp_path: Path, tiny_set: Path) -> Path:
     (folder / "config.json").write_text(
         json.dumps({"config": dict(info.config), "manifest_digest": info.manifest_digest})
     )
-    (folder / "results.json").write_text('{"test": {"roc_auc": null, "accuracy": 0.25}}')
+    (folder / "results.json").write_text('{"test": {"roc_auc": null, "accuracy": 0.25}, "val": null}')
     return folder
 
 
@@ -60,6 +60,7 @@ def test_a_run_directory(run_folder: Path, tiny_set: Path) -> None:
         assert all(torch.equal(tensor, expected[key]) for key, tensor in run.end_state(which).items())  # type: ignore[arg-type]
     assert torch.equal(run.init_state()["conv1.0.weight"], create(MODEL, 3, seed=0).state_dict()["conv1.0.weight"])
     assert math.isnan(run.results()["test"]["roc_auc"])
+    assert run.results()["val"] is None
 
 
 def test_a_weights_file_inside_a_run_knows_its_start(run_folder: Path) -> None:

@@ -158,11 +158,15 @@ class Run:
         return read_deepspeed(self.path)
 
     def results(self) -> dict[str, Any]:
-        """results.json with what is undefined as NaN. Raises ValueError where the run has not ended."""
+        """results.json, with undefined metrics as NaN, and None for a split that the set lacks.
+
+        Raises ValueError where the run has not ended.
+        """
         path = (self.folder or self.path) / RESULTS_FILE
         if not path.is_file():
             raise ValueError(f"{self.path} has no {RESULTS_FILE}: the run has not ended (--resume goes on)")
-        return _with_nan(read_json(path))
+        content = read_json(path)
+        return content | {name: _with_nan(content[name]) for name in ("val", "test") if content.get(name) is not None}
 
     def metrics(self) -> list[dict[str, Any]]:
         """The records of metrics.jsonl with what is undefined as NaN; none for a file alone."""
