@@ -92,6 +92,7 @@ def test_label_cannot_be_had_without_the_lesions(name: str, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_small_net_from_a_random_start_learns_them(tmp_path: Path) -> None:
     import torch
     from sklearn.metrics import roc_auc_score
@@ -100,7 +101,7 @@ def test_a_small_net_from_a_random_start_learns_them(tmp_path: Path) -> None:
     from shards.decoding import decode
     from shards.shardset import ShardSet
 
-    draw_phantoms("DDSM", tmp_path / "raw", 300, workers=2, quiet=True)
+    draw_phantoms("DDSM", tmp_path / "raw", 300, size=512, workers=2, quiet=True)
     options = ConvertOptions(pixels=PixelOptions(1, 256), workers=2, quiet=True)
     convert(DATASETS["DDSM"], tmp_path / "raw", tmp_path / "set", options, tmp_path / "raw" / SALT_NAME)
     shards = ShardSet(tmp_path / "set")
@@ -116,7 +117,7 @@ def test_a_small_net_from_a_random_start_learns_them(tmp_path: Path) -> None:
         return (torch.tensor(small[:, None]).float() / 255 - 0.2) / 0.18, torch.tensor(split.labels(None))
 
     torch.manual_seed(0)
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # small work: a second thread waits more than it helps
     widths = (1, 16, 32, 64, 64)
     blocks = [
         nn.Sequential(nn.Conv2d(a, b, 3, 2, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU()) for a, b in pairwise(widths)
@@ -128,7 +129,8 @@ def test_a_small_net_from_a_random_start_learns_them(tmp_path: Path) -> None:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
     for _ in range(20):
         for rows in torch.randperm(len(images)).split(32):
-            loss = nn.functional.cross_entropy(net(images[rows]), labels[rows])
+            turned = images[rows].flip([3] if torch.rand(1) < 0.5 else [2])
+            loss = nn.functional.cross_entropy(net(turned), labels[rows])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
