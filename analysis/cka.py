@@ -68,7 +68,8 @@ def _other(args: argparse.Namespace, session: Session) -> Session | None:
 
 def _sides(session: Session, other: Session | None) -> list[Side]:
     if other is not None:
-        return [(f"end of {other.run.name}", other, "end"), (f"end of {session.run.name}", session, "end")]
+        twin = " (other)" if other.run.name == session.run.name else ""
+        return [(f"end of {other.run.name}{twin}", other, "end"), (f"end of {session.run.name}", session, "end")]
     return [(which, session, which) for which in session.states]
 
 

@@ -27,7 +27,7 @@ def main(args: argparse.Namespace) -> None:
     """Extract or find the features, classify, write, tell."""
     session = Session(args)
     states = session.states
-    k = args.k or session.shards.manifest.knn_k
+    k = session.shards.manifest.knn_k if args.k is None else args.k
     request = session.request(*states, k=k, temperature=args.temperature, bank=BANK_SPLIT)
     if session.answered("knn", request):
         return

@@ -66,8 +66,8 @@ def exchanged_metrics(
             seen += len(ids)
             if seen >= total:
                 break
-    truth = np.concatenate(labels)
-    return {group: session.metrics(truth, np.concatenate(parts)) for group, parts in outputs.items()}
+    known = np.concatenate(labels)
+    return {group: session.metrics(known, np.concatenate(parts)) for group, parts in outputs.items()}
 
 
 def figure(values: Mapping[str, Any]) -> str:

@@ -13,10 +13,10 @@ from analysis.charts import NUM_SERIES, Panel, Series, legend, lines, number
 from analysis.cka import maps
 from analysis.report_data import Entry
 from analysis.report_style import chart, details, heading, html_table
-from shards.shardset import ShardSet
+from shards.shardset import ShardSet, Split
 from shards.sheet import choose_examples, tile
 
-EXAMPLES = 8
+EXAMPLES = 9
 TILE_PIXELS = 112
 METRIC_NAMES = {
     "roc_auc": "ROC-AUC",
@@ -83,7 +83,7 @@ def _verdict(entries: Sequence[Entry], target: str | None) -> str:
 
 def _who(entry: Entry) -> str:
     words = {"WT": "pretrained weights", "ST": "pretrained statistics alone", "RI": "a random start"}
-    return f"{words[entry.start]} ({entry.name})" if entry.start in words else entry.name
+    return f"{entry.name} ({words[entry.start]})" if entry.start in words else entry.name
 
 
 def pill(entry: Entry) -> str:
@@ -195,9 +195,7 @@ def _samples(shards: ShardSet) -> str:
     for name, positions in zip(shards.classes, choose_examples(split, 0, EXAMPLES), strict=True):
         if not len(positions):
             continue
-        tiles = [
-            cv2.resize(tile(split, int(p)), (TILE_PIXELS, TILE_PIXELS), interpolation=cv2.INTER_AREA) for p in positions
-        ]
+        tiles = [_square(split, int(position)) for position in positions]
         blank = np.full_like(tiles[0], 255)
         strip = np.concatenate([*tiles, *[blank] * (EXAMPLES - len(tiles))], axis=1)
         done, encoded = cv2.imencode(".jpg", strip[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 82])
@@ -208,6 +206,15 @@ def _samples(shards: ShardSet) -> str:
             f'width="{strip.shape[1]}" height="{TILE_PIXELS}" src="data:image/jpeg;base64,{source}">'
         )
     return f'<div class="samples">{"".join(rows)}</div>'
+
+
+def _square(split: Split, position: int) -> np.ndarray:
+    """The middle of one image, uint8 [TILE_PIXELS, TILE_PIXELS, 3]."""
+    page, rows = tile(split, position), split.rows(np.array([position]))
+    side = round(len(page) * int(min(rows.heights[0], rows.widths[0])) / int(max(rows.heights[0], rows.widths[0])))
+    first = (len(page) - side) // 2
+    middle = page[first : first + side, first : first + side]
+    return cv2.resize(middle, (TILE_PIXELS, TILE_PIXELS), interpolation=cv2.INTER_AREA)
 
 
 def scores(entries: Sequence[Entry]) -> str:
@@ -301,8 +308,8 @@ def _by_layer(layers: Sequence[str], entries: Sequence[Entry]) -> str:
     key = legend([(f"{entry.name} ({entry.start})", entry.place, 0) for entry in entries])
     svg = lines(panels, categories=layers, x_title="layer group, from input to head", width=1080)
     rows = [[escape(layer), *(number(values[i]) for _, values in columns)] for i, layer in enumerate(layers)]
-    values = html_table(["layer group", *(escape(title) for title, _ in columns)], rows)
-    return key + chart(svg, _features_told(entries)) + details("The values", values)
+    folded = html_table(["layer group", *(escape(title) for title, _ in columns)], rows)
+    return key + chart(svg, _features_told(entries)) + details("The values", folded)
 
 
 def _heat_maps(entry: Entry) -> str:

@@ -41,7 +41,7 @@ border-radius:10px}
 .scroll:focus-visible{outline-offset:4px}
 .scroll svg.chart{display:block;max-width:100%;height:auto;min-width:min(100%,560px)}
 .maps{display:flex;gap:12px;overflow-x:auto;padding-bottom:4px}
-.maps svg.chart{flex:0 0 auto}
+.maps svg.chart{flex:1 1 330px;min-width:330px;max-width:440px;height:auto}
 figure{margin:0}
 figcaption{margin-top:8px;color:var(--soft);font-size:13.5px;max-width:820px}
 ul.legend{display:flex;flex-wrap:wrap;gap:4px 20px;margin:0 0 10px;padding:0;list-style:none;font-size:13.5px}

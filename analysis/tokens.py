@@ -108,3 +108,6 @@ class Reordered(Split):
     def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Shard and row of positions in the new order."""
         return self._whole.locate(self._order[np.asarray(positions, np.int64).reshape(-1)])
+
+    def _locate_one(self, position: int) -> tuple[int, int]:
+        return self._whole._locate_one(int(self._order[position]))

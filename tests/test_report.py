@@ -54,7 +54,9 @@ def write_run(folder: Path, set_path: Path, start: str, *, analyses: bool = True
         {"data": {"shards": str(set_path), "image_size": 32}, "model": {"model": "resnet18", "start": start}}
     ).model_dump(mode="json")
     (folder / "weights").mkdir(parents=True)
-    info = WeightsInfo("resnet18", 3, 3, 32, tuple(shards.classes), (0.5,) * 3, (0.2,) * 3, manifest.digest, config)
+    info = WeightsInfo(
+        "resnet18", shards.num_classes, 3, 32, tuple(shards.classes), (0.5,) * 3, (0.2,) * 3, manifest.digest, config
+    )
     save_weights(folder / "weights" / "best.safetensors", {"x": torch.zeros(1)}, info)
     (folder / "config.json").write_text(json.dumps({"format": 1, "config": config, "versions": {"torch": "2"}}))
     target = manifest.target_metric
