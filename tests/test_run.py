@@ -19,8 +19,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from shards.loader import Loader
 from shards.shardset import ShardSet
+from shards.transforms import train_transform
 from train import checkpoints
+from train.models import create
 from train.reporting import read_metrics
 from train.run import command_line, main
 from train.rundir import open_run
@@ -28,6 +31,9 @@ from train.rundir import open_run
 ROOT = Path(__file__).resolve().parents[1]
 RUN = str(ROOT / "train" / "run.py")
 FAST = ["--start", "ri", "--image-size", "32", "--global-batch", "16", "--log-every", "1", "--threads", "1"]
+# Adam and clipping hide a wrong scale of the gradient; plain descent shows it.
+PLAIN = ["--optimizer", "sgd", "--gradient-clipping", "0", "--schedule", "constant", "--warmup-steps", "0"]
+PLAIN += ["--lr", "0.05", "--weight-decay", "0"]
 DEADLINE_SECONDS = 240
 
 
@@ -169,10 +175,29 @@ def test_a_damaged_checkpoint_is_passed_over(tiny_set: Path) -> None:
 
 def test_micro_batches_have_the_gradient_of_the_whole(make_set: Callable[..., ShardSet], tmp_path: Path) -> None:
     shards = make_set(tmp_path / "multi", task="multi-label", channels=1, name="multi").path
-    whole = train(shards, "whole", "--epochs", "1")
-    cut = train(shards, "cut", "--epochs", "1", "--micro-batch", "4")
+    whole = train(shards, "whole", "--epochs", "1", *PLAIN)
+    cut = train(shards, "cut", "--epochs", "1", "--micro-batch", "4", *PLAIN)
     for (_, a), (_, b) in zip(losses(whole), losses(cut), strict=True):
         assert a == pytest.approx(b, abs=2e-6)
+
+
+def test_a_step_is_plain_torchs(tiny_set: Path) -> None:
+    run = train(tiny_set, "sgd", "--epochs", "1", "--micro-batch", "8", *PLAIN)
+    manifest, model = ShardSet(tiny_set).manifest, create("test_vit", 3, img_size=32)
+    model.load_state_dict(load_file(run / "weights" / "init.safetensors"))
+    transform = train_transform(32, manifest.mean, manifest.std, scale=(0.8, 1.0))
+    loader = Loader(ShardSet(tiny_set).split("train"), transform, global_batch=16, seed=0, threads=1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    for batch, (_, loss) in zip(loader, losses(run), strict=False):
+        optimizer.zero_grad()
+        mean = torch.nn.functional.cross_entropy(model(batch.images), batch.labels)
+        assert mean.item() == pytest.approx(loss, abs=2e-6)
+        mean.backward()
+        optimizer.step()
+    loader.close()
+    after = load_file(run / "weights" / "last.safetensors")
+    for key, tensor in model.state_dict().items():
+        torch.testing.assert_close(after[key], tensor, rtol=1e-4, atol=1e-6)
 
 
 def test_a_damaged_image_is_masked_and_named_and_splits_may_lack(
@@ -321,8 +346,8 @@ def test_a_world_that_does_not_divide_the_batch(tiny_set: Path, monkeypatch: pyt
 
 
 def test_two_ranks_take_the_steps_of_one(tiny_set: Path) -> None:
-    alone = train(tiny_set, "alone", "--epochs", "1")
-    arguments = ["--shards", str(tiny_set), "--model", "test_vit", "--name", "pair", *FAST, "--epochs", "1"]
+    alone = train(tiny_set, "alone", "--epochs", "1", *PLAIN)
+    arguments = ["--shards", str(tiny_set), "--model", "test_vit", "--name", "pair", *FAST, "--epochs", "1", *PLAIN]
     code, output = launch(*arguments)
     assert code == 0, output
     for (_, a), (_, b) in zip(losses(alone), losses(Path("runs/pair")), strict=True):
@@ -345,8 +370,22 @@ def test_errors_on_two_ranks_are_one_line(tiny_set: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_two_ranks_resume_bit_for_bit(tiny_set: Path, stage: int) -> None:
-    base = ["--shards", str(tiny_set), "--model", "test_vit", *FAST, "--epochs", "2", "--zero-stage", str(stage)]
+    base = [
+        "--shards",
+        str(tiny_set),
+        "--model",
+        "test_vit",
+        *FAST,
+        "--epochs",
+        "2",
+        "--zero-stage",
+        str(stage),
+        *PLAIN,
+    ]
     ranks(*base, "--name", "whole")
+    alone = train(tiny_set, "alone", "--epochs", "2", *PLAIN)
+    for (_, a), (_, b) in zip(losses(alone), losses(Path("runs/whole")), strict=True):
+        assert a == pytest.approx(b, abs=1e-5)
     ranks(*base, "--name", "cut", "--stop-after-steps", "3")
     ranks("--resume", "runs/cut")
     assert losses(Path("runs/cut")) == losses(Path("runs/whole"))
