@@ -6,14 +6,17 @@ that batch run one by one, the broken ones are named, and a new pipeline takes o
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from nvidia.dali import fn, pipeline_def, types
 
-from shards.host_executor import Failure
-from shards.transforms import Parameters, Transform
+from shards import dali_graph
+from shards.draws import DrawKeys
+from shards.host_executor import Failure, refuse_bits
+from shards.operators import LARGEST_SIDE, Normalize, RandomResizedCrop
+from shards.transforms import Drawn, Transform
 
 HW_DECODER_LOAD = 0.65  # of the JPEGs on GPUs with a hardware decoder; fixed, since it decides pixels
 
@@ -34,6 +37,8 @@ class DaliExecutor:
         device_id: int | None = None,
         raw: bool = False,
     ):
+        refuse_bits(transform, bits)
+        self._expected = expected_feeds(transform)
         self.transform, self.bits, self.raw, self.device_id = transform, bits, raw, device_id
         self._options: dict[str, Any] = {
             "batch_size": batch,
@@ -56,7 +61,7 @@ class DaliExecutor:
         images: Sequence[bytes | memoryview],
         encodings: Sequence[str],
         sizes: np.ndarray,
-        parameters: Parameters,
+        parameters: Drawn,
     ) -> tuple[torch.Tensor, list[Failure]]:
         """Decode and transform b images, stored at sizes int64[b, 2] (height, width).
 
@@ -70,7 +75,7 @@ class DaliExecutor:
             self._pipeline = self._build()
             return self._one_by_one(feeds, len(images))
 
-    def _one_by_one(self, feeds: dict[str, Sequence[np.ndarray]], count: int) -> tuple[torch.Tensor, list[Failure]]:
+    def _one_by_one(self, feeds: dict[str, Any], count: int) -> tuple[torch.Tensor, list[Failure]]:
         device = "cpu" if self.device_id is None else f"cuda:{self.device_id}"
         out = torch.zeros((count, self.transform.channels, *self.transform.size), device=device)
         failures, pipeline = [], self._build(batch_size=1)
@@ -82,10 +87,7 @@ class DaliExecutor:
                 pipeline = self._build(batch_size=1)
         return out, failures
 
-    def _feeds(
-        self, images: Sequence[bytes | memoryview], sizes: np.ndarray, parameters: Parameters
-    ) -> dict[str, Sequence[np.ndarray]]:
-        geometry = parameters.geometry
+    def _feeds(self, images: Sequence[bytes | memoryview], sizes: np.ndarray, parameters: Drawn) -> dict[str, Any]:
         if self.raw:
             kind = np.uint8 if self.bits == 8 else np.dtype("<u2")
             encoded = [
@@ -94,18 +96,12 @@ class DaliExecutor:
             ]
         else:
             encoded = [np.frombuffer(image, np.uint8) for image in images]
-        return {
-            "encoded": encoded,
-            "anchor": list(geometry.windows[:, :2].astype(np.int32)),
-            "shape": list(geometry.windows[:, 2:].astype(np.int32)),
-            "resized": list(geometry.resized.astype(np.float32)),
-            "corner": list(geometry.corners.astype(np.int32)),
-            "hflip": list(parameters.hflip.astype(np.int32)),
-            "vflip": list(parameters.vflip.astype(np.int32)),
-        }
+        wanted = self._expected.items()
+        columns = feed_columns(parameters)
+        return {"encoded": encoded} | {name: columns[name].astype(feed.numpy, order="C") for name, feed in wanted}
 
     @staticmethod
-    def _apply(pipeline: Any, feeds: dict[str, Sequence[np.ndarray]]) -> torch.Tensor:
+    def _apply(pipeline: Any, feeds: dict[str, Any]) -> torch.Tensor:
         for name, feed in feeds.items():
             pipeline.feed_input(name, feed)
         (pixels,) = pipeline.run()
@@ -119,47 +115,91 @@ class DaliExecutor:
 def graph(transform: Transform, bits: int, raw: bool, device: str) -> Any:
     """The pipeline definition, from external sources to normalised planes; call it with a pipeline's options."""
     kind = types.DALIDataType.UINT8 if bits == 8 else types.DALIDataType.UINT16
-    colours = types.DALIImageType.RGB if transform.channels == 3 else types.DALIImageType.GRAY
-    scale = 255.0 if bits == 8 else 65535.0
+    expected, steps = expected_feeds(transform), tuple(zip(transform.names, transform.operators, strict=True))
 
-    @pipeline_def
+    @pipeline_def(enable_conditionals=True)
     def definition() -> Any:
-        encoded = fn.external_source(name="encoded", ndim=3 if raw else 1, dtype=kind if raw else types.UINT8)
-        feed = {
-            name: fn.external_source(name=name, ndim=1, dtype=types.FLOAT if name == "resized" else types.INT32)
-            for name in ("anchor", "shape", "resized", "corner")
-        }
-        hflip, vflip = (fn.external_source(name=name, ndim=0, dtype=types.INT32) for name in ("hflip", "vflip"))
-        if raw:
-            stored = encoded.gpu() if device == "gpu" else encoded
-            stored = fn.reinterpret(stored, layout="HWC")
-            window = fn.slice(stored, feed["anchor"], feed["shape"], axes=(0, 1))
-        else:
-            # Only the window is decoded. EXIF was applied, or refused, when the set was made.
-            window = fn.decoders.image_slice(
-                encoded,
-                feed["anchor"],
-                feed["shape"],
-                axes=(0, 1),
-                device="mixed" if device == "gpu" else "cpu",
-                output_type=colours,
-                dtype=kind,
-                adjust_orientation=False,
-                jpeg_fancy_upsampling=True,
-                hw_decoder_load=HW_DECODER_LOAD,
-            )
-        image = fn.resize(window, size=feed["resized"], interp_type=types.INTERP_LINEAR, antialias=True)
-        image = fn.slice(image, feed["corner"], list(transform.size), axes=(0, 1))
-        image = fn.flip(image, horizontal=hflip, vertical=vflip)
-        return fn.crop_mirror_normalize(
-            image,
-            dtype=types.FLOAT,
-            output_layout="CHW",
-            mean=[scale * m for m in transform.normalize.mean],
-            std=[scale * s for s in transform.normalize.std],
+        encoded = fn.external_source(
+            name="encoded", ndim=3 if raw else 1, dtype=kind if raw else types.DALIDataType.UINT8
         )
+        feeds = {
+            name: fn.external_source(name=name, ndim=feed.ndim, dtype=feed.kind) for name, feed in expected.items()
+        }
+        region = None
+        if isinstance(steps[0][1], RandomResizedCrop):
+            region = feeds[steps[0][0] + ".window"]
+        image = _stored(encoded, region, transform.channels, kind, raw, device)
+        for name, operator in steps:
+            own: dict[str, Any] = {
+                key.removeprefix(name + "."): node for key, node in feeds.items() if key.startswith(name + ".")
+            }
+            own["channels"] = transform.channels
+            if isinstance(operator, Normalize):
+                image = _normalize(operator, image, 255.0 if bits == 8 else 65535.0)
+            elif region is not None and name == steps[0][0]:
+                image = dali_graph.resize(operator, image, own)
+            else:
+                image = dali_graph.BUILD[type(operator)](operator, image, own)
+        return image
 
     return definition
+
+
+def _stored(encoded: Any, region: Any, channels: int, kind: Any, raw: bool, device: str) -> Any:
+    """The stored image [h, w, C], or a region of it: then the decoder decodes that alone."""
+    if raw:
+        stored = fn.reinterpret(encoded.gpu() if device == "gpu" else encoded, layout="HWC")
+        return stored if region is None else fn.slice(stored, region[0:2], region[2:4], axes=(0, 1))
+    options = {
+        "device": "mixed" if device == "gpu" else "cpu",
+        "output_type": types.DALIImageType.RGB if channels == 3 else types.DALIImageType.GRAY,
+        "dtype": kind,
+        "adjust_orientation": False,  # EXIF was applied, or refused, when the set was made
+        "jpeg_fancy_upsampling": True,
+        "hw_decoder_load": HW_DECODER_LOAD,
+    }
+    if region is None:
+        return fn.decoders.image(encoded, **options)
+    return fn.decoders.image_slice(encoded, region[0:2], region[2:4], axes=(0, 1), **options)
+
+
+def _normalize(operator: Normalize, image: Any, largest: float) -> Any:
+    return fn.crop_mirror_normalize(
+        image,
+        dtype=types.DALIDataType.FLOAT,
+        output_layout="CHW",
+        mean=[largest * m for m in operator.mean],
+        std=[largest * s for s in operator.std],
+    )
+
+
+class Feed(NamedTuple):
+    """An external source: dimensions of a sample's value, DALI type, numpy type."""
+
+    ndim: int
+    kind: Any
+    numpy: Any
+
+
+def expected_feeds(transform: Transform) -> dict[str, Feed]:
+    """What the graph wants beside the bytes, by operator and name."""
+    one = DrawKeys(0, np.zeros(1, np.int64), np.zeros(1, np.uint64), np.zeros(1, np.int64))
+    probe = transform.draw(one, np.array([LARGEST_SIDE]), np.array([LARGEST_SIDE]))
+    types_of = {
+        "b": (types.DALIDataType.BOOL, np.bool_),
+        "f": (types.DALIDataType.FLOAT, np.float32),
+        "i": (types.DALIDataType.INT32, np.int32),
+    }
+    return {name: Feed(column.ndim - 1, *types_of[column.dtype.kind]) for name, column in feed_columns(probe).items()}
+
+
+def feed_columns(drawn: Drawn) -> dict[str, np.ndarray]:
+    """The arrays that the graph takes, [b, …], by operator and name."""
+    return {
+        f"{name}.{key}": column
+        for name, operator, params in drawn.steps
+        for key, column in dali_graph.columns(operator, params).items()
+    }
 
 
 def _reason(error: RuntimeError) -> str:

@@ -19,7 +19,7 @@ from shards.host_executor import HostExecutor
 from shards.index import ENCODING_NAMES
 from shards.plan import Plan, PlanConfig, Slice, check_world
 from shards.shardset import CorruptSample, Split
-from shards.transforms import Parameters, Transform
+from shards.transforms import Drawn, Transform
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +152,7 @@ class Loader:
         """The rank's part of the global batch after `consumed` samples, in pieces of `micro_batch`."""
         part = self.plan.slice(consumed, self.world, self.rank)
         pieces = range(0, len(part.positions), self.micro_batch)
-        return [self._piece(executor, Slice(*(column[i : i + self.micro_batch] for column in part))) for i in pieces]
+        return [self._piece(executor, Slice._make(column[i : i + self.micro_batch] for column in part)) for i in pieces]
 
     def _piece(self, executor: Any, part: Slice) -> Batch:
         rows = self.split.rows(part.positions)
@@ -187,7 +187,7 @@ class Loader:
         images: list[memoryview],
         encodings: np.ndarray,
         sizes: np.ndarray,
-        parameters: Parameters,
+        parameters: Drawn,
         good: np.ndarray,
     ) -> tuple[torch.Tensor, dict[int, str]]:
         """Pixels of all samples, zero where a sample is not good or is refused, and who was refused why."""

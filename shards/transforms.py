@@ -1,220 +1,192 @@
 """Transforms as data: an ordered tuple of operators, and the drawing of their parameters outside the pixels.
 
 `Transform.draw` turns the names of b samples (seed, epoch, sample id, occurrence) and their stored sizes into arrays of
-parameters. An executor then applies these; neither it nor a graph of DALI ever draws a number. The meaning and the
-distribution of each operator's parameters are torchvision's (transforms v2), on the stored image.
-
-Every transform has the same shape: one geometry (which window of the stored image becomes which output), flips, and the
-normalisation.
+parameters. An executor then applies these; neither it nor a graph of DALI ever draws a number. The operators and what
+they mean stand in `shards.operators`, `shards.warps` and `shards.colours`.
 """
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from shards.colours import ColorJitter, GaussianBlur, Grayscale, Solarize
 from shards.draws import DrawKeys
+from shards.operators import (
+    CenterCrop,
+    Erasing,
+    HorizontalFlip,
+    More,
+    Normalize,
+    Operator,
+    Params,
+    RandomCrop,
+    RandomResizedCrop,
+    Resize,
+    Rotate90,
+    Size,
+    VerticalFlip,
+    as_size,
+    require,
+)
+from shards.warps import Affine, Perspective, Rotation
 
-CROP_TRIES = 10  # torchvision's RandomResizedCrop tries so often before it falls back to the centre
-Size = tuple[int, int]
+# What a configuration may name.
+OPERATORS: dict[str, type[Operator]] = {
+    kind.__name__: kind
+    for kind in (
+        *(Resize, CenterCrop, RandomCrop, RandomResizedCrop, VerticalFlip, HorizontalFlip, Rotate90),
+        *(Rotation, Affine, Perspective, ColorJitter, Grayscale, GaussianBlur, Solarize, Normalize, Erasing),
+    )
+}
 
 
-class Geometry(NamedTuple):
-    """For b samples: a window of the stored image is resized whole, and the output is cut from that."""
+@dataclass(frozen=True)
+class Drawn:
+    """All that was drawn for b samples: of each operator its name, itself, and its arrays [b, …]."""
 
-    windows: np.ndarray  # int64[b, 4]: top, left, height, width in the stored image, pixels
-    resized: np.ndarray  # int64[b, 2]: height and width that the window is resized to
-    corners: np.ndarray  # int64[b, 2]: top and left of the output within the resized window
-    size: Size  # height and width of the output
+    steps: tuple[tuple[str, Operator, Params], ...]
 
-
-class Parameters(NamedTuple):
-    """All that was drawn for b samples."""
-
-    geometry: Geometry
-    hflip: np.ndarray  # bool[b]
-    vflip: np.ndarray  # bool[b]
-
-    def rows(self, chosen: np.ndarray) -> "Parameters":
+    def rows(self, chosen: np.ndarray) -> "Drawn":
         """The parameters of some of the samples."""
-        g = self.geometry
-        return Parameters(
-            Geometry(g.windows[chosen], g.resized[chosen], g.corners[chosen], g.size),
-            self.hflip[chosen],
-            self.vflip[chosen],
-        )
+        return Drawn(tuple((name, op, {k: v[chosen] for k, v in p.items()}) for name, op, p in self.steps))
 
+    def __getitem__(self, name: str) -> Params:
+        """The arrays of one operator."""
+        return {step: params for step, _, params in self.steps}[name]
 
-def _check_size(operator: str, size: Size) -> None:
-    if len(size) != 2 or not all(1 <= side <= 16384 for side in size):
-        raise ValueError(f"{operator}: size is {size}; give (height, width) of 1 to 16384 pixels")
-
-
-def _check_probability(operator: str, p: float) -> None:
-    if not 0 <= p <= 1:
-        raise ValueError(f"{operator}: p is {p}; give a probability within 0..1")
-
-
-@dataclass(frozen=True)
-class RandomResizedCrop:
-    """A window of a random share of the area and a random aspect, resized to `size`; torchvision's RandomResizedCrop.
-
-    scale: share of the image's area, above 1 allowed (then most tries fail and the fall-back comes oftener, as there).
-    ratio: width / height.
-    """
-
-    size: Size
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-
-    def __post_init__(self) -> None:
-        _check_size("RandomResizedCrop", self.size)
-        for name in ("scale", "ratio"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high < math.inf:
-                raise ValueError(f"RandomResizedCrop: {name} is ({low}, {high}); give two numbers, 0 < low <= high")
-
-    def geometry(self, keys: DrawKeys, heights: np.ndarray, widths: np.ndarray) -> Geometry:
-        """The first of ten windows that fits, or the largest central one within the ratio."""
-        area, aspect, down, right = keys.uniform("RandomResizedCrop", 4 * CROP_TRIES).reshape(-1, CROP_TRIES, 4).T
-        whole_height, whole_width = heights.astype(np.float64), widths.astype(np.float64)
-        target = whole_height * whole_width * (self.scale[0] + (self.scale[1] - self.scale[0]) * area)  # [tries, b]
-        low, high = np.log(self.ratio)
-        aspect = np.exp(low + (high - low) * aspect)
-        width, height = np.rint(np.sqrt(target * aspect)), np.rint(np.sqrt(target / aspect))
-        fits = (width > 0) & (width <= whole_width) & (height > 0) & (height <= whole_height)
-        first, each = fits.argmax(0), np.arange(len(heights))
-        height, width = height[first, each], width[first, each]
-        top = np.floor(down[first, each] * (whole_height - height + 1))
-        left = np.floor(right[first, each] * (whole_width - width + 1))
-        windows = np.stack([top, left, height, width], axis=1)
-        lost = ~fits.any(0)
-        windows[lost] = self._central(whole_height[lost], whole_width[lost])
-        return _whole_output(windows.astype(np.int64), self.size)
-
-    def _central(self, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
-        aspect = widths / heights
-        width = np.where(aspect > self.ratio[1], np.rint(heights * self.ratio[1]), widths)
-        height = np.where(aspect < self.ratio[0], np.rint(widths / self.ratio[0]), heights)
-        return np.stack([(heights - height) // 2, (widths - width) // 2, height, width], axis=1)
-
-
-@dataclass(frozen=True)
-class ResizeCenterCrop:
-    """The whole image resized, then its centre: the transform of evaluation.
-
-    resize: the short side in pixels, aspect kept; or (height, width), which squashes (the study's). size: of the crop.
-    """
-
-    resize: int | Size
-    size: Size
-
-    def __post_init__(self) -> None:
-        _check_size("ResizeCenterCrop", self.size)
-        resize = (self.resize, self.resize) if isinstance(self.resize, int) else self.resize
-        _check_size("ResizeCenterCrop", resize)
-        if resize[0] < self.size[0] or resize[1] < self.size[1]:
-            raise ValueError(
-                f"ResizeCenterCrop: the crop {self.size[0]} x {self.size[1]} is larger than the image resized to "
-                f"{self.resize}: resize to at least {max(self.size)}, or crop less"
-            )
-
-    def geometry(self, keys: DrawKeys, heights: np.ndarray, widths: np.ndarray) -> Geometry:
-        """The whole image as the window; nothing is drawn."""
-        sides = np.stack([heights, widths], axis=1).astype(np.int64)
-        if isinstance(self.resize, int):
-            resized = self.resize * sides // sides.min(1, keepdims=True)  # torchvision truncates the long side
-        else:
-            resized = np.broadcast_to(np.array(self.resize, np.int64), sides.shape).copy()
-        corners = np.rint((resized - np.array(self.size)) / 2).astype(np.int64)
-        return Geometry(np.concatenate([np.zeros_like(sides), sides], axis=1), resized, corners, self.size)
-
-
-@dataclass(frozen=True)
-class HorizontalFlip:
-    """Left and right exchanged with probability p."""
-
-    p: float = 0.5
-
-    def __post_init__(self) -> None:
-        _check_probability("HorizontalFlip", self.p)
-
-
-@dataclass(frozen=True)
-class VerticalFlip:
-    """Top and bottom exchanged with probability p."""
-
-    p: float = 0.5
-
-    def __post_init__(self) -> None:
-        _check_probability("VerticalFlip", self.p)
-
-
-@dataclass(frozen=True)
-class Normalize:
-    """(x - mean) / std for each channel, x on the 0..1 scale."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        if len(self.mean) != len(self.std) or not self.mean:
-            raise ValueError(f"Normalize: {len(self.mean)} means and {len(self.std)} stds; give one of each a channel")
-        if not all(s > 0 for s in self.std):
-            raise ValueError(f"Normalize: std is {self.std}; give numbers above 0")
+    def describe(self, row: int) -> list[str]:
+        """What was drawn for one sample: a line for each operator that acts on it."""
+        lines = []
+        for name, _, params in self.steps:
+            if params and ("active" not in params or params["active"][row]):
+                shown = {k: np.round(v[row], 2).tolist() for k, v in params.items() if k not in ("active", "matrix")}
+                lines.append(" ".join([name, *(f"{key} {value}" for key, value in shown.items())]))
+        return lines
 
 
 @dataclass(frozen=True)
 class Transform:
-    """Stored image -> float32[C, H, W]: a geometry, flips and the normalisation."""
+    """Stored image -> float32[C, H, W], by operators in this order; behind the one Normalize only Erasing may stand.
 
-    geometry: RandomResizedCrop | ResizeCenterCrop
-    normalize: Normalize
-    hflip: HorizontalFlip = HorizontalFlip(0.0)
-    vflip: VerticalFlip = VerticalFlip(0.0)
+    An operator's draws are named by its kind; the second of a kind is `Kind.1`.
 
-    @property
-    def size(self) -> Size:
-        """Height and width of the output, pixels."""
-        return self.geometry.size
+    Raises:
+        ValueError: not exactly one Normalize, an operator on its wrong side, no fixed output size, or a fixed crop
+            that is larger than the fixed size before it.
+    """
+
+    operators: tuple[Operator, ...]
+    names: tuple[str, ...] = field(init=False, compare=False)
+    size: Size = field(init=False, compare=False)  # height and width of the output, pixels
+    normalize: Normalize = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        kinds = [type(operator).__name__ for operator in self.operators]
+        require(kinds.count("Normalize") == 1, f"a transform needs one Normalize, this has {kinds.count('Normalize')}")
+        cut = kinds.index("Normalize")
+        wrong = [kind for kind in kinds[cut + 1 :] if kind != "Erasing"]
+        require(not wrong, f"{', '.join(wrong)} stands behind Normalize: only Erasing may")
+        require("Erasing" not in kinds[:cut], "Erasing stands before Normalize: put it behind")
+        names = [kind if (n := kinds[:i].count(kind)) == 0 else f"{kind}.{n}" for i, kind in enumerate(kinds)]
+        object.__setattr__(self, "names", tuple(names))
+        object.__setattr__(self, "size", self._final_size())
+        object.__setattr__(self, "normalize", self.operators[cut])
+
+    def _final_size(self) -> Size:
+        size: Size | None = None
+        for operator in self.operators:
+            if isinstance(operator, CenterCrop | RandomCrop | RandomResizedCrop):
+                target, name = as_size("", operator.size), type(operator).__name__
+                if size is not None and not isinstance(operator, RandomResizedCrop):
+                    room = 2 * operator.padding if isinstance(operator, RandomCrop) else 0
+                    fits = target[0] <= size[0] + room and target[1] <= size[1] + room
+                    require(fits, _too_large(name, target, f"{size[0]} x {size[1]}"))
+                size = target
+            elif isinstance(operator, Resize):
+                size = None if isinstance(operator.size, int) else as_size("", operator.size)
+            elif isinstance(operator, Rotate90) and size is not None and size[0] != size[1]:
+                size = None
+        if size is None:
+            raise ValueError("the images would leave in mixed sizes: end in a crop, or Resize to (height, width)")
+        return size
 
     @property
     def channels(self) -> int:
         """Channels of the output."""
         return len(self.normalize.mean)
 
-    def draw(self, keys: DrawKeys, heights: np.ndarray, widths: np.ndarray) -> Parameters:
+    def draw(self, keys: DrawKeys, heights: np.ndarray, widths: np.ndarray) -> Drawn:
         """Parameters of b samples whose stored sizes are `heights` and `widths`, int[b], pixels."""
-        return Parameters(
-            self.geometry.geometry(keys, np.asarray(heights), np.asarray(widths)),
-            keys.uniform("HorizontalFlip", 1)[:, 0] < self.hflip.p,
-            keys.uniform("VerticalFlip", 1)[:, 0] < self.vflip.p,
-        )
+        sizes = np.stack([np.asarray(heights), np.asarray(widths)], axis=1).astype(np.int64)
+        named = list(zip(self.names, self.operators, strict=True))
+        wanted = [(name, operator.uniforms) for name, operator in named if operator.uniforms]
+        uniforms = dict(zip((name for name, _ in wanted), keys.uniforms(wanted) if wanted else (), strict=True))
+        steps = []
+        for name, operator in named:
+            u = uniforms.get(name, np.empty((len(sizes), 0)))
+            params, sizes = operator.draw(u, sizes, More(keys, name))
+            steps.append((name, operator, params))
+        return Drawn(tuple(steps))
+
+
+def _too_large(name: str, target: Size, found: str) -> str:
+    return (
+        f"{name}: the crop {target[0]} x {target[1]} is larger than the image resized to {found}: resize to at least "
+        f"{max(target)}, or crop less"
+    )
+
+
+def _light(size: Size, normalize: Normalize, scale: tuple[float, float]) -> tuple[Operator, ...]:
+    return RandomResizedCrop(size, scale), HorizontalFlip(), VerticalFlip(), normalize
+
+
+def _colour(normalize: Normalize) -> tuple[Operator, ...]:
+    """The study's colours; one channel has no saturation, hue or grey."""
+    if len(normalize.mean) == 1:
+        return (ColorJitter(p=0.2, brightness=0.2, contrast=0.2),)
+    return ColorJitter(p=0.2, brightness=0.2, contrast=0.2, saturation=0.1, hue=0.1), Grayscale(0.2)
+
+
+def _full(size: Size, normalize: Normalize, scale: tuple[float, float]) -> tuple[Operator, ...]:
+    return RandomResizedCrop(size, scale), HorizontalFlip(), VerticalFlip(), *_colour(normalize), normalize
+
+
+def _study(size: Size, normalize: Normalize, scale: tuple[float, float]) -> tuple[Operator, ...]:
+    """The published order: squashed to 256/224 of the size, then cropped with scale .8 to 1.2."""
+    squash = Resize((round(size[0] * 256 / 224), round(size[1] * 256 / 224)))
+    crop = RandomResizedCrop(size, (0.8, 1.2))
+    return squash, crop, VerticalFlip(), HorizontalFlip(), *_colour(normalize), normalize
+
+
+Preset = Callable[[Size, Normalize, tuple[float, float]], tuple[Operator, ...]]
+PRESETS: dict[str, Preset] = {"light": _light, "full": _full, "study": _study}
 
 
 def train_transform(
-    size: int,
+    size: int | Size,
     mean: Sequence[float],
     std: Sequence[float],
     *,
     scale: tuple[float, float] = (0.8, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-    hflip: float = 0.5,
-    vflip: float = 0.5,
+    preset: str = "light",
 ) -> Transform:
-    """Random resized crop to size x size, both flips, normalisation."""
-    crop = RandomResizedCrop((size, size), scale, ratio)
-    return Transform(crop, Normalize(tuple(mean), tuple(std)), HorizontalFlip(hflip), VerticalFlip(vflip))
+    """The training transform of a preset: `light` (crop and flips), `full` (and colours), `study` (the published one).
+
+    Raises:
+        ValueError: an unknown preset, or a parameter out of range.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"unknown augmentation preset '{preset}'; known: {', '.join(PRESETS)}")
+    return Transform(PRESETS[preset](as_size("train_transform", size), Normalize(tuple(mean), tuple(std)), scale))
 
 
-def eval_transform(size: int, mean: Sequence[float], std: Sequence[float], *, resize: int | None = None) -> Transform:
-    """Short side resized to `resize` (none: size * 256 / 224), the central size x size, normalisation."""
-    geometry = ResizeCenterCrop(resize or round(size * 256 / 224), (size, size))
-    return Transform(geometry, Normalize(tuple(mean), tuple(std)))
-
-
-def _whole_output(windows: np.ndarray, size: Size) -> Geometry:
-    resized = np.broadcast_to(np.array(size, np.int64), (len(windows), 2)).copy()
-    return Geometry(windows, resized, np.zeros_like(resized), size)
+def eval_transform(
+    size: int | Size, mean: Sequence[float], std: Sequence[float], *, resize: int | Size | None = None
+) -> Transform:
+    """Short side resized to `resize` (none: size * 256 / 224; a pair squashes), the central crop, normalisation."""
+    target = as_size("eval_transform", size)
+    before = round(max(target) * 256 / 224) if resize is None else resize
+    if isinstance(before, int):
+        require(before >= max(target), _too_large("CenterCrop", target, str(before)))
+    return Transform((Resize(before), CenterCrop(target), Normalize(tuple(mean), tuple(std))))

@@ -1,0 +1,231 @@
+"""Each operator in DALI's operators, given its drawn parameters: torchvision's meaning, no random operator, no state.
+
+An operator that acts on a part of the samples stands under a condition, and costs what that part costs.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from nvidia.dali import fn, math, types
+
+from shards.colours import JITTER_STEPS, ColorJitter, GaussianBlur, Grayscale, Solarize
+from shards.operators import (
+    CenterCrop,
+    Erasing,
+    HorizontalFlip,
+    Operator,
+    Params,
+    RandomCrop,
+    RandomResizedCrop,
+    Resize,
+    Rotate90,
+    VerticalFlip,
+)
+from shards.warps import Affine, Perspective, Rotation
+
+Feeds = dict[str, Any]
+LUMA = (0.2989, 0.587, 0.114)
+
+
+def columns(operator: Operator, params: Params) -> Params:
+    """The drawn parameters [b, …] in the form that the graph takes."""
+    if isinstance(operator, Rotation | Affine | Perspective):
+        half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])  # DALI counts from the corner of the first pixel
+        matrix = half @ params["matrix"] @ np.linalg.inv(half)
+        return {"active": params["active"], "matrix": matrix if isinstance(operator, Perspective) else matrix[:, :2]}
+    if isinstance(operator, Rotate90):
+        turns = params["turns"]
+        return {"transposed": turns % 2 == 1, "across": (turns >= 2).astype(int), "down": np.isin(turns, (1, 2)) * 1}
+    if isinstance(operator, HorizontalFlip | VerticalFlip):
+        return {"active": params["active"].astype(int)}
+    if isinstance(operator, ColorJitter):
+        return _jitter_columns(operator, params)
+    return params
+
+
+def _jitter_columns(operator: ColorJitter, params: Params) -> Params:
+    """For each place in the order and each step in use whether that step is taken there, and the factors."""
+    steps = [(n, name) for n, name in enumerate(JITTER_STEPS) if getattr(operator, name) > 0]
+    fed = {name: params[name] for _, name in steps}
+    for place in range(len(JITTER_STEPS)):
+        fed |= {f"{place}-{name}": params["active"] & (params["order"][:, place] == n) for n, name in steps}
+    return fed
+
+
+def window(operator: Operator, image: Any, feeds: Feeds) -> Any:
+    """Cut out a window; what lies outside is 0."""
+    box = feeds["window"]
+    return fn.slice(image, box[0:2], box[2:4], axes=(0, 1), out_of_bounds_policy="pad", fill_values=0)
+
+
+def resize(operator: Operator, image: Any, feeds: Feeds) -> Any:
+    """Antialiased, to the size fed."""
+    size = fn.cast(feeds["size"], dtype=types.DALIDataType.FLOAT)
+    return fn.resize(image, size=size, interp_type=types.DALIInterpType.INTERP_LINEAR, antialias=True)
+
+
+def _crop_and_resize(operator: Operator, image: Any, feeds: Feeds) -> Any:
+    return resize(operator, window(operator, image, feeds), feeds)
+
+
+def _mirror(operator: Operator, image: Any, feeds: Feeds) -> Any:
+    return fn.flip(image, horizontal=feeds["active"], vertical=0)
+
+
+def _upend(operator: Operator, image: Any, feeds: Feeds) -> Any:
+    return fn.flip(image, horizontal=0, vertical=feeds["active"])
+
+
+def _quarter_turns(operator: Operator, image: Any, feeds: Feeds) -> Any:
+    if feeds["transposed"]:
+        image = fn.transpose(image, perm=[1, 0, 2], transpose_layout=False, output_layout="HWC")
+    return fn.flip(image, horizontal=feeds["across"], vertical=feeds["down"])
+
+
+def _interpolation(operator: Any) -> Any:
+    return types.DALIInterpType.INTERP_NN if operator.interpolation == "nearest" else types.DALIInterpType.INTERP_LINEAR
+
+
+def _affine(operator: Operator, image: Any, feeds: Feeds) -> Any:
+    if feeds["active"]:
+        how = _interpolation(operator)
+        image = fn.warp_affine(image, matrix=feeds["matrix"], inverse_map=True, interp_type=how, fill_value=0)
+    return image
+
+
+def _perspective(operator: Operator, image: Any, feeds: Feeds) -> Any:
+    if feeds["active"]:
+        matrix, how = feeds["matrix"], _interpolation(operator)
+        image = fn.experimental.warp_perspective(
+            image, matrix=matrix, inverse_map=True, interp_type=how, fill_value=0.0, pixel_origin="corner"
+        )
+    return image
+
+
+def _blur(operator: GaussianBlur, image: Any, feeds: Feeds) -> Any:
+    if feeds["active"]:
+        image = fn.gaussian_blur(image, sigma=feeds["sigma"], window_size=operator.kernel_size)
+    return image
+
+
+def _solarize(operator: Solarize, image: Any, feeds: Feeds) -> Any:
+    if feeds["active"]:
+        chosen = fn.cast(image >= float(operator.threshold), dtype=types.DALIDataType.UINT8)
+        image = fn.cast(
+            image + chosen * (255 - 2 * fn.cast(image, dtype=types.DALIDataType.FLOAT)), dtype=types.DALIDataType.UINT8
+        )
+    return image
+
+
+def _gray(operator: Grayscale, image: Any, feeds: Feeds) -> Any:
+    if feeds["channels"] == 3:
+        image = _step(_saturation, image, feeds["active"], 0.0)
+    return image
+
+
+def _erase(operator: Erasing, image: Any, feeds: Feeds) -> Any:
+    if feeds["active"]:
+        box = fn.cast(feeds["window"], dtype=types.DALIDataType.FLOAT)
+        value = operator.value
+        image = fn.erase(image, anchor=box[0:2], shape=box[2:4], axis_names="HW", fill_value=value)
+    return image
+
+
+def _truncated(levels: Any) -> Any:
+    """Clipped and truncated as torchvision does: DALI's own brightness, contrast and saturation round."""
+    return fn.reinterpret(
+        fn.cast(math.floor(math.clamp(levels, 0.0, 255.0)), dtype=types.DALIDataType.UINT8), layout="HWC"
+    )
+
+
+def _luma(levels: Any) -> Any:
+    """Truncated grey levels [h, w, 1]."""
+    gray = LUMA[0] * levels[:, :, 0:1] + LUMA[1] * levels[:, :, 1:2] + LUMA[2] * levels[:, :, 2:3]
+    return math.floor(gray)
+
+
+def _brightness(image: Any, factor: Any) -> Any:
+    return _truncated(fn.cast(image, dtype=types.DALIDataType.FLOAT) * factor)
+
+
+def _contrast(image: Any, factor: Any) -> Any:
+    """Towards the mean of the grey image."""
+    levels = fn.cast(image, dtype=types.DALIDataType.FLOAT)
+    return _truncated(levels * factor + (1.0 - factor) * fn.reductions.mean(_luma(levels)))
+
+
+def _contrast_of_one(image: Any, factor: Any) -> Any:
+    levels = fn.cast(image, dtype=types.DALIDataType.FLOAT)
+    return _truncated(levels * factor + (1.0 - factor) * fn.reductions.mean(levels))
+
+
+def _saturation(image: Any, factor: Any) -> Any:
+    levels = fn.cast(image, dtype=types.DALIDataType.FLOAT)
+    return _truncated(levels * factor + (1.0 - factor) * _luma(levels))
+
+
+def _hue(image: Any, turns: Any) -> Any:
+    """A shift in HSV, written out: DALI's own hue turns the YIQ plane, which is another thing.
+
+    With M = max, C = M - min and the hue h in sixths, channel n in (5, 3, 1) is M - C clamp(min(k, 4 - k), 0, 1), where
+    k = (n + h + 6 turns) mod 6.
+    """
+    levels = fn.cast(image, dtype=types.DALIDataType.FLOAT)
+    red, green, blue = levels[:, :, 0:1], levels[:, :, 1:2], levels[:, :, 2:3]
+    most = math.max(math.max(red, green), blue)
+    chroma = most - math.min(math.min(red, green), blue)
+    safe = math.max(chroma, 1e-6)
+    by_red = fn.cast(most == red, dtype=types.DALIDataType.FLOAT)
+    by_green = fn.cast(most == green, dtype=types.DALIDataType.FLOAT) * (1.0 - by_red)
+    sixth = by_red * (green - blue) + by_green * (blue - red) + (1.0 - by_red - by_green) * (red - green)
+    hue = sixth / safe + 2.0 * by_green + 4.0 * (1.0 - by_red - by_green) + 6.0 * turns
+    planes = []
+    for n in (5.0, 3.0, 1.0):
+        k = hue + n
+        k = k - 6.0 * math.floor(k / 6.0)
+        planes.append(most - chroma * math.clamp(math.min(k, 4.0 - k), 0.0, 1.0))
+    shifted = fn.cat(planes[0], planes[1], planes[2], axis=2)
+    return fn.reinterpret(
+        fn.cast(math.floor(shifted * (255.999 / 255.0)), dtype=types.DALIDataType.UINT8), layout="HWC"
+    )
+
+
+STEPS: dict[int, dict[str, Callable[[Any, Any], Any]]] = {  # by channels; one channel has no saturation and no hue
+    1: {"brightness": _brightness, "contrast": _contrast_of_one},
+    3: {"brightness": _brightness, "contrast": _contrast, "saturation": _saturation, "hue": _hue},
+}
+
+
+def _jitter(operator: ColorJitter, image: Any, feeds: Feeds) -> Any:
+    steps = STEPS[feeds["channels"]]
+    for place in range(len(JITTER_STEPS)):
+        for name in steps:
+            if f"{place}-{name}" in feeds:
+                image = _step(steps[name], image, feeds[f"{place}-{name}"], feeds[name])
+    return image
+
+
+def _step(apply: Callable[[Any, Any], Any], image: Any, taken: Any, factor: Any) -> Any:
+    if taken:
+        image = apply(image, factor)
+    return image
+
+
+BUILD: dict[type[Operator], Callable[[Any, Any, Feeds], Any]] = {
+    RandomResizedCrop: _crop_and_resize,
+    Resize: resize,
+    CenterCrop: window,
+    RandomCrop: window,
+    HorizontalFlip: _mirror,
+    VerticalFlip: _upend,
+    Rotate90: _quarter_turns,
+    Rotation: _affine,
+    Affine: _affine,
+    Perspective: _perspective,
+    ColorJitter: _jitter,
+    Grayscale: _gray,
+    GaussianBlur: _blur,
+    Solarize: _solarize,
+    Erasing: _erase,
+}
