@@ -61,16 +61,16 @@ def build(
     rates = Rates(config.schedule, lr, plan.steps(config.training.epochs), plan.samples_per_epoch / job.batch)
     init = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()} if ranks.first else {}
     join(ranks, device)
-    engine = build_engine(model.to(device), optimizer, settings, ranks.world)
-    if not resume:
-        record = _record(job, list(layers), story)
-        agree(lambda: _make_folder(folder, lambda made: _fill(made, record, init, job.info)))
     found, damaged = agree(lambda: checkpoints.newest(folder / "checkpoints")) if resume else (None, [])
     if found is not None and settings.stage >= 1 and found.world != ranks.world:
         raise ValueError(
             f"{found.path.name} is of ZeRO stage {settings.stage} on {found.world} ranks, here are {ranks.world}: "
             f"start {found.world} ranks; only stage 0 changes their number"
         )
+    engine = build_engine(model.to(device), optimizer, settings, ranks.world)
+    if not resume:
+        record = _record(job, list(layers), story)
+        agree(lambda: _make_folder(folder, lambda made: _fill(made, record, init, job.info)))
     reporter = Reporter(
         folder if ranks.first else None,
         tensorboard=config.training.tensorboard,
