@@ -180,7 +180,10 @@ if __name__ == "__main__":
     made = parser(__doc__)
     made.add_argument("--features", choices=("pooled", "tokens"), default="pooled", help="default pooled")
     made.add_argument(
-        "--pool", choices=("auto", "cls", "mean", "both"), default="auto", help="of token layers (default auto: cls)"
+        "--pool",
+        choices=("auto", "cls", "mean", "both"),
+        default="both",
+        help="of tokens (default both: a stem's cls alone is constant)",
     )
     made.add_argument("--minibatch", type=int, default=64, help="images of a mini-batch (default 64)")
     made.add_argument("--against", type=Path, help="another run of the same shard set: ends are compared")

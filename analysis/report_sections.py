@@ -365,7 +365,7 @@ def _features_told(entries: Sequence[Entry]) -> str:
         if request is not None:
             extra = f", k = {request['k']}" if "k" in request else ""
             parts.append(f"{name}: {request['images']} images of {escape(request['split'])}{extra}")
-    return "Pooled features (class token, or mean over positions). " + "; ".join(parts) + "." if parts else ""
+    return "Pooled features (class token and mean over positions). " + "; ".join(parts) + "." if parts else ""
 
 
 def provenance(entries: Sequence[Entry]) -> str:
