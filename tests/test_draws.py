@@ -26,7 +26,8 @@ def test_every_part_of_the_name_matters_and_nothing_else() -> None:
     base = {"seed": 1, "epoch": 2, "sample_id": 2**63 + 5, "occurrence": 0, "view": 0, "operator": "Erasing", "n": 6}
     first = uniform(**base)
     np.testing.assert_array_equal(first, uniform(**base))
-    for part, other in {"seed": 2, "epoch": 3, "sample_id": 5, "occurrence": 1, "view": 1, "operator": "Affine"}.items():
+    others = {"seed": 2, "epoch": 3, "sample_id": 5, "occurrence": 1, "view": 1, "operator": "Affine"}
+    for part, other in others.items():
         assert (uniform(**base | {part: other}) != first).all(), part
 
 
