@@ -62,10 +62,12 @@ setup() {
 
 has_gpu() { [[ -e /dev/nvidia0 ]] && command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; }
 
-# Without a GPU the ranks are processes over gloo, and each would else take every core for itself.
+# Without a GPU the ranks are processes over gloo, which share the cores.
 cpu_settings() {
     has_gpu && return
-    export DS_ACCELERATOR=cpu OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+    local cores
+    cores=$(($(env -u OMP_NUM_THREADS nproc) / ${RANKS:-1}))
+    export DS_ACCELERATOR=cpu OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > 0 ? cores : 1))}
 }
 
 # Runs a command in a session of its own and hands signals to all of it: DeepSpeed's runner alone, when told to stop,
@@ -106,7 +108,18 @@ train() {
     elif ! has_gpu && [[ -z ${HOSTFILE:-} ]]; then
         where+=(--num_gpus 1)
     fi
-    in_own_session deepspeed "${where[@]}" "$root/train/run.py" "$@"
+    local status=0
+    MEDSHARD_EXIT_FILE=$(mktemp) && export MEDSHARD_EXIT_FILE
+    in_own_session deepspeed --quiet "${where[@]}" "$root/train/run.py" "$@" || status=$?
+    # The run's own word counts: the launcher reports a clean stop as 143, and its own death by a signal as 0.
+    if [[ -s $MEDSHARD_EXIT_FILE ]]; then
+        status=$(<"$MEDSHARD_EXIT_FILE")
+    elif ((status == 0)) && [[ ${SLURM_NODEID:-0} == 0 ]]; then
+        say "the launcher ended without a word from the run: --resume goes on from its last checkpoint" >&2
+        status=1
+    fi
+    rm -f "$MEDSHARD_EXIT_FILE"
+    return "$status"
 }
 
 run_tests() {
@@ -141,13 +154,13 @@ demo_training() {
         train --resume "$root/runs/$name"
     else
         train --shards "$shards" --model tf_efficientnet_lite0 --start "$start" --out "$root/runs" --name "$name" \
-            --image-size 160 --epochs 8 --global-batch 16 --lr 5e-4 --seed 1 --threads "$(nproc)" "$@"
+            --image-size 128 --epochs 6 --global-batch 16 --lr 5e-4 --seed 1 "$@"
     fi
 }
 
 demo() {
     local raw=$root/data/raw/phantom-DDSM shards=$root/data/shards/phantom-DDSM weights=$root/data/weights/lite0.safetensors
-    local python=$venv/bin/python name
+    local python=$venv/bin/python name analysis
     say "The demo's images are phantoms: drawn textures, not patients. Its numbers say nothing about medicine."
     step "draw 300 phantoms" "$raw/PHANTOM.txt" "$python" "$root/prep/phantoms.py" --dataset DDSM --out "$raw" --num-images 300
     step "make shards" "$shards/manifest.json" "$python" "$root/prep/make_shards.py" --dataset DDSM --raw "$raw" --out "$shards" --salt "$raw/phantom.salt"
@@ -155,7 +168,7 @@ demo() {
     step "train from ImageNet weights (WT)" "$root/runs/demo-wt/results.json" demo_training demo-wt wt --weights "$weights"
     step "train from a random start (RI)" "$root/runs/demo-ri/results.json" demo_training demo-ri ri
     for name in demo-wt demo-ri; do
-        for analysis in knn cka l2; do
+        for analysis in knn cka l2 reinit; do
             step "$analysis of $name" "$root/runs/$name/analysis/$analysis.json" "$python" "$root/analysis/$analysis.py" "$root/runs/$name"
         done
     done

@@ -43,9 +43,9 @@ def test_arrows(path: Path) -> None:
 
 def test_no_module_shadows_another() -> None:
     # A script's own folder comes first on sys.path, so `train/queue.py` would be everybody's `queue`.
-    installed = {
-        name for name in importlib.metadata.packages_distributions() if name not in ROOMS
-    } | set(sys.stdlib_module_names)
+    installed = {name for name in importlib.metadata.packages_distributions() if name not in ROOMS} | set(
+        sys.stdlib_module_names
+    )
     taken = [str(path.relative_to(ROOT)) for path in MODULES if path.stem in installed]
     assert not taken, f"rename {taken}: they bear the names of standard or installed modules"
 

@@ -67,6 +67,8 @@ def build(
             f"{found.path.name} is of ZeRO stage {settings.stage} on {found.world} ranks, here are {ranks.world}: "
             f"start {found.world} ranks; only stage 0 changes their number"
         )
+    if config.model.channels_last:
+        model = model.to(memory_format=torch.channels_last)
     engine = build_engine(model.to(device), optimizer, settings, ranks.world)
     if not resume:
         record = _record(job, list(layers), story)

@@ -133,12 +133,17 @@ def share_buffers(module: nn.Module) -> None:
             dist.broadcast(buffer, src=0)
 
 
+def plain_copy(tensor: Tensor) -> Tensor:
+    """A copy on the CPU in the usual memory format, which files want."""
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
 def whole_state(engine: Any) -> dict[str, Tensor]:
     """The model's state on the CPU, whole at every ZeRO stage, in copies of our own. All ranks call it."""
     module = engine.module
     if engine.zero_optimization_stage() < 3:
-        return {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}
+        return {name: plain_copy(tensor) for name, tensor in module.state_dict().items()}
     import deepspeed
 
     with deepspeed.zero.GatheredParameters(list(module.parameters()), modifier_rank=None):
-        return {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}
+        return {name: plain_copy(tensor) for name, tensor in module.state_dict().items()}

@@ -34,13 +34,13 @@ class Job:
 
     @property
     def train_transform(self) -> Transform:
-        """Random crop, flips, normalisation with the set's mean and std."""
+        """The preset's augmentation, and normalisation with the set's mean and std."""
         data, manifest = self.config.data, self.shards.manifest
-        return train_transform(data.image_size, manifest.mean, manifest.std, scale=data.crop_scale)
+        return train_transform(data.image_size, manifest.mean, manifest.std, scale=data.crop_scale, preset=data.preset)
 
     @property
     def eval_transform(self) -> Transform:
-        """Resize of the short side, center crop, normalisation."""
+        """Resize, center crop, normalisation."""
         data, manifest = self.config.data, self.shards.manifest
         return eval_transform(data.image_size, manifest.mean, manifest.std, resize=data.resize_to)
 

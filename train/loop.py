@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from shards.draws import uniform
 from shards.loader import Batch
 from train import checkpoints
-from train.engine import agree, share_buffers, total, whole_state
+from train.engine import agree, plain_copy, share_buffers, total, whole_state
 from train.evaluation import evaluate_split
 from train.job import Job
 from train.objective import Mix, counted, loss_sum, mix_images
@@ -241,7 +241,7 @@ class Trainer:
     def _state(self) -> dict[str, Tensor]:
         if self.average is None:
             return whole_state(self.engine)
-        return {name: tensor.detach().cpu().clone() for name, tensor in self.average.state_dict().items()}
+        return {name: plain_copy(tensor) for name, tensor in self.average.state_dict().items()}
 
     def _save_weights(self, name: str, state: dict[str, Tensor]) -> None:
         path = self.job.folder / "weights" / f"{name}.safetensors"

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from train.loop import Trainer
 
 EXIT_PREEMPTED = 75
+EXIT_FILE_VARIABLE = "MEDSHARD_EXIT_FILE"  # launch.sh sets it
 PATIENCE_SECONDS = 8  # another rank's error waits so long for the first rank's, which is the same as a rule
 SHARDS_FOLDER = Path("data/shards")
 DEEPSPEED_FLAGS = ("global_batch", "micro_batch", "precision", "zero_stage", "gradient_clipping")
@@ -297,9 +298,19 @@ def _description(job: "Job") -> dict[str, Any]:
 
 
 def command_line(argv: Sequence[str]) -> int:
-    """`main`, with the other ranks silent where the first rank says the same."""
+    """`main`, with the other ranks silent where the first rank says the same.
+
+    The first rank leaves its exit code in the file that EXIT_FILE_VARIABLE names, if any: DeepSpeed's launcher turns a
+    stop by a signal into 143, and its own death into 0.
+    """
     try:
-        return main(argv)
+        try:
+            code = main(argv)
+        except SystemExit as asked:  # --help
+            code = int(asked.code or 0)
+        if os.environ.get("RANK", "0") == "0" and EXIT_FILE_VARIABLE in os.environ:
+            Path(os.environ[EXIT_FILE_VARIABLE]).write_text(f"{code}\n")
+        return code
     except (ValueError, OSError) as error:
         if int(os.environ.get("RANK", "0")) > 0:
             # The launcher ends all ranks when one fails: the first must have had its say.
