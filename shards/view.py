@@ -1,0 +1,196 @@
+"""Augmented samples as the trainer gets them: a row a sample, the stored image, then one version an epoch.
+
+python -m shards view data/shards/DDSM --preset study --executor both --out DDSM-study.png
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+
+from shards.decoding import decode
+from shards.draws import DrawKeys
+from shards.host_executor import HostExecutor
+from shards.index import ENCODING_NAMES
+from shards.shardset import ShardSet, Split
+from shards.sheet import choose_examples
+from shards.transforms import PRESETS, Drawn, Transform, train_transform
+from shards.view_page import Row, picture
+
+EXECUTORS = {"host": ("host",), "dali": ("dali",), "both": ("host", "dali")}
+MOST = 64
+
+
+def choose(split: Split, count: int, seed: int) -> list[int]:
+    """Positions of up to `count` samples: classes in turn, then, where labels run short, any."""
+    by_class = choose_examples(split, seed, count)
+    turns = [int(members[i]) for i in range(count) for members in by_class if i < len(members)]
+    rest = np.random.default_rng(seed).permutation(split.num_samples)[: 2 * count].tolist()
+    return list(dict.fromkeys(turns + rest))[:count]
+
+
+def draw_versions(split: Split, transform: Transform, position: int, versions: int, seed: int) -> tuple[Drawn, int]:
+    """What the loader draws for a sample in epochs 0..versions-1, and the code of its encoding."""
+    rows = split.rows(np.full(versions, position))
+    keys = DrawKeys(seed, np.arange(versions), rows.sample_ids, np.zeros(versions, np.int64))
+    return transform.draw(keys, rows.heights, rows.widths), int(rows.encodings[0])
+
+
+def make_executor(name: str, split: Split, transform: Transform, batch: int) -> Any:
+    """The host's executor, or DALI's on the GPU where there is one. ValueError where DALI is not installed."""
+    bits = split.manifest.bits
+    if name == "host":
+        return HostExecutor(transform, bits=bits)
+    try:
+        from shards.dali_executor import DaliExecutor  # takes a second to import
+    except ModuleNotFoundError:
+        raise ValueError(
+            "executor dali: NVIDIA DALI is not installed; pip install nvidia-dali-cuda130 (or -cuda120; both run "
+            "without a GPU), or take --executor host"
+        ) from None
+    device_id = 0 if torch.cuda.is_available() else None
+    raw = split.manifest.encoding == "raw"
+    return DaliExecutor(transform, bits=bits, batch=batch, device_id=device_id, raw=raw)
+
+
+def make_rows(
+    shard_set: ShardSet,
+    split: Split,
+    transform: Transform,
+    positions: Sequence[int],
+    versions: int,
+    seed: int,
+    how: str,
+) -> list[Row]:
+    """The rows of a sheet; `how` names an executor or `both`. ValueError where a stored image does not decode."""
+    executors = {name: make_executor(name, split, transform, versions) for name in EXECUTORS[how]}
+    try:
+        return [make_row(shard_set, split, transform, p, versions, seed, executors) for p in positions]
+    finally:
+        for executor in executors.values():
+            executor.close()
+
+
+def make_row(
+    shard_set: ShardSet,
+    split: Split,
+    transform: Transform,
+    position: int,
+    versions: int,
+    seed: int,
+    executors: dict[str, Any],
+) -> Row:
+    """One sample through each executor."""
+    drawn, code = draw_versions(split, transform, position, versions, seed)
+    rows, image, key = split.rows(np.array([position])), split.read(position), split.key(position)
+    size, encoding = (int(rows.heights[0]), int(rows.widths[0])), ENCODING_NAMES[code]
+    made = {}
+    for name, executor in executors.items():
+        pixels, failures = executor.run([image] * versions, [encoding] * versions, np.tile(size, (versions, 1)), drawn)
+        if failures:
+            raise ValueError(f"sample {key}: {failures[0][1]}; run python -m shards check {shard_set.path}")
+        made[name] = levels(pixels, transform)
+    stored = decode(image, encoding, transform.channels, *size, split.manifest.bits)
+    windows = [stored_window(drawn, row, size) for row in range(versions)]
+    label = label_of(shard_set, split.labels(np.array([position]))[0])
+    return Row(key, label, stored, made, [drawn.describe(row) for row in range(versions)], windows)
+
+
+def levels(pixels: torch.Tensor, transform: Transform) -> np.ndarray:
+    """float32[v, C, H, W] as a model gets it -> [v, H, W, C] within 0..1, the normalisation undone."""
+    mean, std = np.array(transform.normalize.mean), np.array(transform.normalize.std)
+    return np.clip(pixels.cpu().numpy().transpose(0, 2, 3, 1) * std + mean, 0, 1)
+
+
+def stored_window(drawn: Drawn, row: int, size: tuple[int, int]) -> tuple[float, float, float, float] | None:
+    """The first window that is cut, in pixels of the stored image [height, width], whatever resize came before it."""
+    scale = np.ones(2)
+    for _, _, params in drawn.steps:
+        if "window" in params:
+            top, left, height, width = params["window"][row].tolist()
+            return top * scale[0], left * scale[1], height * scale[0], width * scale[1]
+        if "size" in params:
+            scale = np.array(size) / params["size"][row]
+    return None
+
+
+def label_of(shard_set: ShardSet, target: np.ndarray) -> str:
+    """The class of a sample, or the classes that it bears."""
+    if shard_set.task == "single-label":
+        return shard_set.classes[int(target)]
+    return ", ".join(name for name, value in zip(shard_set.classes, target, strict=True) if value == 1) or "none"
+
+
+def write_view(
+    shard_set: ShardSet,
+    out: Path,
+    *,
+    preset: str,
+    split: str = "train",
+    samples: int = 6,
+    versions: int = 5,
+    seed: int = 0,
+    size: int = 224,
+    executor: str = "host",
+) -> Path:
+    """Write the sheet as a .png; the same set, seed and preset give the same picture."""
+    if out.suffix.lower() != ".png":
+        raise ValueError(f"{out.name}: a view is written as .png")
+    for name, value in (("samples", samples), ("versions", versions)):
+        if not 1 <= value <= MOST:
+            raise ValueError(f"--{name} is {value}; give 1 to {MOST}")
+    manifest, part = shard_set.manifest, shard_set.split(split)
+    transform = train_transform(size, manifest.mean, manifest.std, preset=preset)
+    positions = choose(part, samples, seed)
+    rows = make_rows(shard_set, part, transform, positions, versions, seed, executor)
+    phantom = " · PHANTOM images, no medical meaning" if manifest.phantom else ""
+    device = " on the GPU" if torch.cuda.is_available() else " on the CPU"
+    made_by = " | ".join(name + device if name == "dali" else name for name in rows[0].versions)
+    steps = " → ".join(transform.names)
+    with matplotlib.rc_context({"font.family": "DejaVu Sans"}):
+        figure = picture(
+            rows, f"{manifest.name} · {split} · preset {preset}{phantom}", f"{made_by} · seed {seed} · {steps}"
+        )
+        aside = out.with_name(f".{out.stem}.partial.png")
+        try:
+            figure.savefig(aside)
+            aside.replace(out)
+        finally:
+            aside.unlink(missing_ok=True)
+    return out
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line of `python -m shards view`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m shards view",
+        description="Draw stored images beside what the trainer's augmentation makes of them, an epoch a column, with "
+        "the drawn parameters; coloured frames on the stored image are the windows that were cut.",
+        epilog="example: python -m shards view data/shards/DDSM --preset study --executor both",
+    )
+    parser.add_argument("folder", type=Path, help="a shard set, with its manifest.json")
+    parser.add_argument("--preset", choices=list(PRESETS), default="light", help="the augmentation (default light)")
+    parser.add_argument("--split", default="train", help="which split (default train)")
+    parser.add_argument("--samples", type=int, default=6, help="rows: samples, classes in turn (default 6)")
+    parser.add_argument("--versions", type=int, default=5, help="columns: epochs 0, 1, … (default 5)")
+    parser.add_argument("--seed", type=int, default=0, help="of the run, and of the choice of samples (default 0)")
+    parser.add_argument("--size", type=int, default=224, help="height and width that the model gets, pixels")
+    parser.add_argument(
+        "--executor", choices=list(EXECUTORS), default="host", help="who makes the pixels; both: side by side"
+    )
+    parser.add_argument("--view", help="a label view of the manifest (default: its own choice)")
+    parser.add_argument("--out", type=Path, help="the picture to write (default: NAME-PRESET.png in this folder)")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    o = parser.parse_args(argv)
+    shard_set = ShardSet(o.folder, view=o.view)
+    out = write_view(
+        shard_set,
+        o.out or Path(f"{shard_set.manifest.name}-{o.preset}.png"),
+        **{name: getattr(o, name) for name in ("preset", "split", "samples", "versions", "seed", "size", "executor")},
+    )
+    print(f"wrote {out}")
+    return 0
