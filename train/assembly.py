@@ -67,9 +67,10 @@ def build(
             f"{found.path.name} is of ZeRO stage {settings.stage} on {found.world} ranks, here are {ranks.world}: "
             f"start {found.world} ranks; only stage 0 changes their number"
         )
-    if config.model.channels_last:
-        model = model.to(memory_format=torch.channels_last)
     engine = build_engine(model.to(device), optimizer, settings, ranks.world)
+    if config.model.channels_last and settings.stage == 0:
+        # After DeepSpeed has sent the weights around, which wants them contiguous; ZeRO keeps them in flat buffers.
+        engine.module.to(memory_format=torch.channels_last)
     if not resume:
         record = _record(job, list(layers), story)
         agree(lambda: _make_folder(folder, lambda made: _fill(made, record, init, job.info)))

@@ -102,7 +102,7 @@ class Model(Section):
         default="sum", description="first layer on one channel: sum of the colours, or the red one as the study"
     )
     channels_last: bool = Field(
-        default=True, description="memory format of the net; convolutions are faster, on CPUs 1.4 times"
+        default=True, description="memory format of the net at ZeRO stage 0: convolutions are faster"
     )
     freeze_backbone: bool = Field(default=False, description="train the head alone (linear probe)")
 
