@@ -1,0 +1,256 @@
+"""Images a second of reading, of decoding and of the whole pipeline on this machine, and which of them is the limit.
+
+python -m shards bench data/shards/DDSM --preset full --threads 8
+
+Reads in the order of training, through the public Loader. Writes nothing.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+
+from shards.host_executor import HostExecutor
+from shards.index import ENCODING_NAMES
+from shards.loader import Loader
+from shards.plan import Plan, PlanConfig
+from shards.shardset import ShardSet, Split
+from shards.transforms import PRESETS, Transform, train_transform
+
+BUSY = 0.25  # load a core, before we begin, above which the figures are only good as ratios
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured, in images a second, and where."""
+
+    name: str
+    split: str
+    images: int
+    median_height: int
+    median_width: int
+    kilobytes: float  # mean of an encoded image
+    encoding: str
+    preset: str
+    size: int
+    batch: int
+    executor: str
+    device: str
+    threads: int
+    cores: int
+    load: float  # of one minute, before the measurement
+    read: float  # and hash, one thread
+    decode: float  # libjpeg-turbo or OpenCV, `threads` threads
+    pipeline: float
+    first_batch_seconds: float
+    cpu_share: float  # of `cores`, in use during the pipeline
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Parts of the pipeline's time an image: read, decode and the rest.
+
+        The loader reads a batch, then decodes and transforms it, so the parts add up; on DALI, whose decoder is another
+        one, they are estimates.
+        """
+        read, decode = self.pipeline / self.read, self.pipeline / self.decode
+        total = max(read + decode, 1.0)
+        return {"read": read / total, "decode": decode / total, "rest": max(1 - read - decode, 0.0)}
+
+
+def measure(
+    shard_set: ShardSet,
+    *,
+    split: str = "train",
+    preset: str = "light",
+    size: int = 224,
+    batch: int = 64,
+    threads: int = 2,
+    executor: str = "auto",
+    seconds: float = 3.0,
+) -> Result:
+    """Measure a split for `seconds` a stage. ValueError for numbers out of range, and for a damaged image."""
+    for name, value in (("threads", threads), ("batch", batch), ("seconds", seconds)):
+        if value <= 0:
+            raise ValueError(f"--{name} is {value}; give a number above 0")
+    part, manifest, load = shard_set.split(split), shard_set.manifest, os.getloadavg()[0]
+    transform = train_transform(size, manifest.mean, manifest.std, preset=preset)
+    on_gpu = executor != "host" and torch.cuda.is_available()
+    device = "cuda" if on_gpu else "cpu"
+    loader = Loader(part, transform, global_batch=batch, executor=executor, device=device, threads=threads)  # type: ignore[arg-type]
+    rows = part.rows(np.linspace(0, part.num_samples - 1, min(part.num_samples, 4096)).astype(np.int64))
+    read = read_rate(part, batch, seconds)
+    decode = decode_rate(part, transform, batch, threads, seconds)
+    first, pipeline, cpu = pipeline_rate(loader, seconds)
+    cores = len(os.sched_getaffinity(0))
+    return Result(
+        name=manifest.name,
+        split=split,
+        images=part.num_samples,
+        median_height=int(np.median(rows.heights)),
+        median_width=int(np.median(rows.widths)),
+        kilobytes=round(float(rows.sizes.mean()) / 1e3, 1),
+        encoding=manifest.encoding,
+        preset=preset,
+        size=size,
+        batch=batch,
+        executor=loader.executor,
+        device=torch.cuda.get_device_name() if on_gpu else "cpu",
+        threads=threads,
+        cores=cores,
+        load=round(load, 2),
+        read=round(read, 1),
+        decode=round(decode, 1),
+        pipeline=round(pipeline, 1),
+        first_batch_seconds=round(first, 3),
+        cpu_share=round(cpu / cores, 3),
+    )
+
+
+def positions_of(split: Split, batch: int) -> Iterable[list[int]]:
+    """Positions of one global batch after another, endless, in the order of training."""
+    plan = Plan(split.shard_sizes, PlanConfig(batch, 0), split.digest)
+    return (plan.slice(step * batch, 1, 0).positions.tolist() for step in itertools.count())
+
+
+def rate(work: Callable[[list[int]], object], batches: Iterable[list[int]], seconds: float) -> float:
+    """Images a second of doing `work` on batches for so long; the first is a warm-up."""
+    batches = iter(batches)
+    work(next(batches))
+    begun, images = time.perf_counter(), 0
+    while time.perf_counter() - begun < seconds or not images:
+        images += len(batch := next(batches))
+        work(batch)
+    return images / (time.perf_counter() - begun)
+
+
+def read_rate(split: Split, batch: int, seconds: float) -> float:
+    """Reading and hashing on one thread, as the loader does."""
+    return rate(lambda positions: [split.read(p) for p in positions], positions_of(split, batch), seconds)
+
+
+def decode_rate(split: Split, transform: Transform, batch: int, threads: int, seconds: float) -> float:
+    """The host's decoder alone on `threads` threads; its images are read beforehand and thrown away."""
+    batches = list(itertools.islice(positions_of(split, batch), max(1, min(512, split.num_samples) // batch)))
+    executor = HostExecutor(transform, bits=split.manifest.bits, threads=1)
+    encoded = {p: (split.key(p), split.read(p), _form(split, p)) for p in itertools.chain(*batches)}
+
+    def one(position: int) -> None:
+        key, image, form = encoded[position]
+        try:
+            executor._decode(image, *form)
+        except ValueError as error:
+            raise ValueError(f"sample {key} of {split.name}: {error}; run python -m shards check") from None
+
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            return rate(lambda positions: list(pool.map(one, positions)), itertools.cycle(batches), seconds)
+    finally:
+        executor.close()
+
+
+def _form(split: Split, position: int) -> tuple[str, int, int]:
+    rows = split.rows(np.array([position]))
+    return ENCODING_NAMES[int(rows.encodings[0])], int(rows.heights[0]), int(rows.widths[0])
+
+
+def pipeline_rate(loader: Loader, seconds: float) -> tuple[float, float, float]:
+    """Seconds to the first batch, then images a second, and cores in use, of the loader as a trainer iterates it."""
+    begun, batches = time.perf_counter(), iter(loader)
+    next(batches)
+    first = time.perf_counter() - begun
+    for _ in range(loader.prefetch + 1):  # what was prepared ahead would count as if it had cost nothing
+        next(batches)
+    begun, busy, images = time.perf_counter(), time.process_time(), 0
+    while time.perf_counter() - begun < seconds or not images:
+        images += len(next(batches).sample_ids)
+    if loader.device.type == "cuda":
+        torch.cuda.synchronize(loader.device)
+    passed, busy = time.perf_counter() - begun, time.process_time() - busy
+    loader.close()
+    return first, images / passed, busy / passed
+
+
+def verdict(result: Result) -> str:
+    """One line: what limits this pipeline, and what to change."""
+    name, share = max(result.shares.items(), key=lambda item: item[1])
+    side, spare = min(result.median_height, result.median_width), result.cores - result.threads
+    more = f"more threads (--threads {result.cores}: {spare} cores are free), " if spare > 0 else ""
+    if name == "read":
+        what, change = (
+            "reading and hashing",
+            "a local disk or memory instead of a network, bigger shards, or fewer bytes",
+        )
+    elif name == "decode":
+        smaller = (
+            f"store nearer to {result.size} px than {side} (prep/make_shards.py)" if side > 1.3 * result.size else ""
+        )
+        what, change = "decoding", more + (smaller or "a GPU, or store small images raw")
+    else:
+        lighter = (
+            "a smaller --size, or a GPU" if result.preset == "light" else "preset light, a smaller --size, or a GPU"
+        )
+        what, change = "augmentation (resize, colour, normalisation)", more + lighter
+    return f"limit: {what}, {share:.0%} of the time; to go faster: {change}"
+
+
+def table(result: Result) -> str:
+    """The result as text."""
+    r, shares = result, result.shares
+    stages = {
+        "read and hash": (r.read, shares["read"]),
+        "decode alone": (r.decode, shares["decode"]),
+        "all the rest": (None, shares["rest"]),
+        "whole pipeline": (r.pipeline, 1.0),
+    }
+    lines = [
+        f"{r.name} {r.split}: {r.images} images, median {r.median_height} x {r.median_width} px, {r.kilobytes:g} kB "
+        f"each, {r.encoding}",
+        f"preset {r.preset}, {r.size} px, batches of {r.batch}; executor {r.executor} on {r.device}; threads "
+        f"{r.threads}, cores {r.cores}",
+        f"{'stage':16}{'images/s':>10}{'ms/image':>10}{'of the time':>13}",
+    ]
+    for name, (speed, share) in stages.items():
+        shown = f"{speed:10,.0f}{1e3 / speed:10.3f}" if speed else f"{'':10}{share * 1e3 / r.pipeline:10.3f}"
+        lines.append(f"{name:16}{shown}{share:13.0%}")
+    lines.append(f"first batch after {r.first_batch_seconds:.2f} s; {r.cpu_share:.0%} of the cores in use")
+    if r.load > BUSY * r.cores:
+        lines.append(f"note: other work ran here (load {r.load} on {r.cores} cores): take the rates as ratios only")
+    return "\n".join([*lines, verdict(r)])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line of `python -m shards bench`."""
+    cores = len(os.sched_getaffinity(0))
+    parser = argparse.ArgumentParser(
+        prog="python -m shards bench",
+        description="Measure reading, decoding and the whole pipeline here, and say which is the limit. Files read "
+        "lately come from memory, not from the disk.",
+        epilog="example: python -m shards bench data/shards/DDSM --preset full --threads 8",
+    )
+    parser.add_argument("folder", help="a shard set")
+    parser.add_argument("--threads", type=int, default=cores, help=f"that decode (default: all cores, here {cores})")
+    parser.add_argument("--batch", type=int, default=64, help="samples a step (default 64)")
+    parser.add_argument("--size", type=int, default=224, help="height and width that the model gets (default 224)")
+    parser.add_argument("--preset", choices=list(PRESETS), default="light", help="the augmentation (default light)")
+    parser.add_argument("--executor", choices=("auto", "host", "dali"), default="auto", help="who makes the pixels")
+    parser.add_argument("--seconds", type=float, default=3.0, help="for each of the three stages (default 3)")
+    parser.add_argument("--split", default="train", help="which split (default train)")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    o = parser.parse_args(argv)
+    names = ("split", "preset", "size", "batch", "threads", "executor", "seconds")
+    result = measure(ShardSet(o.folder), **{name: getattr(o, name) for name in names})
+    shares = {name: round(share, 4) for name, share in result.shares.items()}
+    print(
+        json.dumps(asdict(result) | {"shares": shares, "verdict": verdict(result)}, indent=1)
+        if o.json
+        else table(result)
+    )
+    return 0
