@@ -15,7 +15,7 @@ from prep.planning import ConvertOptions, Planned, make_plan, make_tasks
 from prep.pool import Progress, run_tasks
 from prep.private import PrivateFolder
 from prep.records import RawDataset
-from prep.tasks import Outcome, Task, finished
+from prep.tasks import Outcome, Task, finished, undecodable
 from shards.manifest import MANIFEST_NAME, Manifest
 
 OURS = re.compile(r"\.?(train|val|test)-\d{6}\.(tar|idx|cols)(\.partial)?|\.manifest\.json\.partial")
@@ -31,6 +31,7 @@ def convert(
     """
     out = out.resolve()
     dataset.require(root)
+    _check_output(out)
     private = PrivateFolder(out)
     read_only = not private.path.exists() and not out.exists()
     try:
@@ -57,8 +58,7 @@ def _convert(
     salt = private.salt(salt_file)
     plan = make_plan(dataset, root, options, salt)
     if (out / MANIFEST_NAME).is_file():
-        return _already_done(out, plan), False
-    _check_output(out)
+        return _already_done(out, plan, options), False
     out.mkdir(parents=True, exist_ok=True)
     run = hashlib.sha256(json.dumps([plan.set_id, versions()]).encode()).hexdigest()[:16]
     outcomes = private.path / "outcomes" / run
@@ -74,7 +74,7 @@ def _convert(
     return manifest, True
 
 
-def _already_done(out: Path, plan: Planned) -> Manifest:
+def _already_done(out: Path, plan: Planned, options: ConvertOptions) -> Manifest:
     manifest = Manifest.read(out)
     if manifest.set_id != plan.set_id:
         raise ValueError(
@@ -85,11 +85,16 @@ def _already_done(out: Path, plan: Planned) -> Manifest:
     for info in (info for split in manifest.splits.values() for info in split.shards):
         if not (out / info.name).is_file() or (out / info.name).stat().st_size != info.bytes:
             raise ValueError(f"{out / info.name} is not what the manifest says: run prep/check_shards.py {out}")
+    if options.strict and manifest.left_out:
+        raise undecodable(manifest.left_out[0].key, manifest.left_out[0].reason, out)
     return manifest
 
 
 def _check_output(out: Path) -> None:
-    strangers = sorted(path.name for path in out.iterdir() if not OURS.fullmatch(path.name)) if out.is_dir() else []
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file: choose another --out")
+    finished_set = not out.is_dir() or (out / MANIFEST_NAME).is_file()
+    strangers = [] if finished_set else sorted(p.name for p in out.iterdir() if not OURS.fullmatch(p.name))
     if strangers:
         raise ValueError(f"{out} holds files that are not a shard set's ({strangers[0]} …): choose an empty --out")
 
@@ -108,6 +113,8 @@ def _run(plan: Planned, tasks: list[Task], private: PrivateFolder, options: Conv
         rows = bad()
         if rows:
             private.write_table("left_out.csv", ("key", "source", "split", "reason"), rows)
+        if rows and options.strict:
+            raise undecodable(rows[0][0], rows[0][3], private.out)
         if len(rows) > allowed:
             raise ValueError(
                 f"{len(rows)} of {plan.num_samples} images do not decode, more than --max-bad {options.max_bad:g} "

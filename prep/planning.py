@@ -47,6 +47,9 @@ class ConvertOptions:
             raise ValueError(f"--split {self.split!r} is unknown; known: {', '.join(SPLIT_MODES)}")
         if not 0 <= self.max_bad <= 1 or self.workers < 1 or self.seed < 0:
             raise ValueError("--max-bad is a share from 0 to 1, --workers at least 1, --seed at least 0")
+        if not (min(self.shares) > 0 and abs(sum(self.shares) - 1) <= 1e-9):
+            given = " ".join(f"{share:g}" for share in self.shares)
+            raise ValueError(f"--shares {given}: three shares above 0 that sum to 1, such as 0.7 0.15 0.15")
         if self.shard_samples is not None and not 1 <= self.shard_samples <= 1_000_000:
             raise ValueError(f"--shard-samples {self.shard_samples} is outside 1..1000000")
 

@@ -125,11 +125,7 @@ def _add(writer: ShardWriter, item: Item, task: Task, outcome: Outcome, tick: Ca
             pixels, encoded = prepare_pixels(raw, task.pixels)
     except UndecodableImage as error:
         if task.strict:
-            raise ValueError(
-                f"sample {item.key} does not decode: {error}. Its source stands in "
-                f"{task.folder.name}.private/sources.csv; "
-                f"without --strict such samples are left out and recorded"
-            ) from None
+            raise undecodable(item.key, str(error), task.folder) from None
         outcome.left_out.append((item.key, str(error)))
         tick(size, False)
         return
@@ -139,6 +135,14 @@ def _add(writer: ShardWriter, item: Item, task: Task, outcome: Outcome, tick: Ca
     writer.add(item.key, encoded, task.pixels.format, item.labels, height, width, item.group)
     outcome.raw_bytes += size
     tick(size, True)
+
+
+def undecodable(key: str, reason: str, out: Path) -> ValueError:
+    """What stops a strict run."""
+    return ValueError(
+        f"sample {key} does not decode: {reason}. Its source stands in {out.name}.private/sources.csv; without "
+        "--strict such samples are left out and recorded"
+    )
 
 
 def finished(task: Task) -> Outcome | None:

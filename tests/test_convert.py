@@ -213,6 +213,18 @@ def test_too_many_bad_images_and_strict_stop(own_raw: Path, tmp_path: Path) -> N
     assert not [path for path in (tmp_path / "strict").iterdir() if "partial" in path.name]
 
 
+def test_strict_stops_at_what_an_earlier_run_left_out(own_raw: Path, tmp_path: Path) -> None:
+    images(own_raw)[3].write_bytes(b"no image")
+    strict = replace(OPTIONS, strict=True, max_bad=0.05)
+    with pytest.raises(ValueError, match="more than --max-bad"):
+        make(own_raw, tmp_path / "set")
+    with pytest.raises(ValueError, match="does not decode: no known image format"):
+        make(own_raw, tmp_path / "set", strict)
+    assert len(make(own_raw, tmp_path / "set", replace(OPTIONS, max_bad=0.05)).left_out) == 1
+    with pytest.raises(ValueError, match="does not decode: no known image format"):
+        make(own_raw, tmp_path / "set", strict)
+
+
 def test_a_shard_without_any_good_image_is_not_written(own_raw: Path, tmp_path: Path) -> None:
     for path in images(own_raw)[:3]:
         path.write_bytes(b"no image")
@@ -259,6 +271,9 @@ def test_files_of_others_are_never_touched(raw: Path, tmp_path: Path) -> None:
     (tmp_path / "set" / "thesis.tex").write_text("x")
     with pytest.raises(ValueError, match=r"holds files that are not a shard set's \(thesis\.tex"):
         make(raw, tmp_path / "set")
+    with pytest.raises(ValueError, match=r"thesis\.tex is a file: choose another --out"):
+        make(raw, tmp_path / "set" / "thesis.tex")
+    assert not list(tmp_path.rglob("*.private"))
 
 
 def test_equal_images_in_two_splits_are_reported(own_raw: Path, tmp_path: Path) -> None:
@@ -291,6 +306,8 @@ def test_shard_sizes() -> None:
         ({"split": "magic"}, "known: auto, official, random, study"),
         ({"max_bad": 2.0}, "share from 0 to 1"),
         ({"shard_samples": 0}, "outside 1"),
+        ({"shares": (0.7, 0.7, 0.1)}, "--shares 0.7 0.7 0.1: three shares above 0 that sum to 1"),
+        ({"shares": (float("nan"),) * 3}, "three shares above 0 that sum to 1"),
     ],
 )
 def test_wrong_options(change: dict[str, object], message: str) -> None:
