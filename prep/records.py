@@ -1,5 +1,6 @@
 """What a reader of a raw dataset yields, and what it states of the dataset."""
 
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,7 +78,7 @@ class RawDataset:
             return
         stand_in = ""
         if self.phantoms:
-            command = f"python prep/phantoms.py --dataset {self.phantoms} --out {root}"
+            command = shlex.join(["python", "prep/phantoms.py", "--dataset", self.phantoms, "--out", str(root)])
             stand_in = f" As a stand-in, draw phantoms: {command}"
         tree = " | ".join(self.tree)
         raise ValueError(f"{self.name}: {problem}. Get the dataset from {self.where}; expected: {tree}.{stand_in}")
@@ -89,6 +90,6 @@ def whole_number(text: Any, what: str) -> int:
         number = float(text)
     except (TypeError, ValueError):
         raise ValueError(f"{what} is not a number: is this the original table?") from None
-    if number != int(number):
+    if not number.is_integer():  # nor are infinity and "nan"
         raise ValueError(f"{what} is not a whole number: is this the original table?")
     return int(number)

@@ -8,7 +8,7 @@ import pytest
 
 from prep.phantoms import draw_phantoms
 from prep.planning import read_records
-from prep.records import Record
+from prep.records import Record, whole_number
 from prep.sources import DATASETS, find_dataset
 from prep.sources.chexpert import FINDINGS, no_finding, study_split
 from prep.sources.ddsm import case_of
@@ -43,6 +43,17 @@ def test_a_raw_folder_that_is_not_there_says_where_to_get_it(name: str, state: s
     assert DATASETS[name].where in text
     assert DATASETS[name].tree[0] in text
     assert f"python prep/phantoms.py --dataset {name} --out " in text
+
+
+def test_the_stand_in_is_a_command_to_paste(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"--dataset DDSM --out '.*/my data'"):
+        list(DATASETS["DDSM"].read(tmp_path / "my data"))
+
+
+@pytest.mark.parametrize("cell", ["", "x", "nan", "inf", "-inf", "1.5"])
+def test_a_cell_that_is_no_whole_number_is_named_by_its_place(cell: str) -> None:
+    with pytest.raises(ValueError, match=r"the grade in row 3 is not a (whole )?number: is this the original table\?"):
+        whole_number(cell, "the grade in row 3")
 
 
 def test_idrid_real_files(real_data: Path) -> None:
