@@ -11,6 +11,7 @@ nothing of it.
 import argparse
 import hashlib
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -26,6 +27,7 @@ from prep.drawing import breast, fundus
 from prep.layouts import LAYOUTS
 from prep.records import PHANTOM_MARKER
 from shards.errors import run_cli
+from shards.manifest import write_aside
 
 SALT_NAME = "phantom.salt"
 DRAWERS: dict[str, Callable[..., np.ndarray]] = {"breast": breast, "fundus": fundus}
@@ -76,9 +78,7 @@ def draw_phantoms(
         f"(seed {seed}, {num_images} images, short side {size or LAYOUTS[dataset].size}). No real patient, no medical "
         "meaning.\n"
     )
-    (out / SALT_NAME).write_bytes(
-        hashlib.blake2b(f"medshard phantom {dataset} {seed}".encode(), digest_size=32).digest()
-    )
+    (out / SALT_NAME).unlink(missing_ok=True)
     layout = LAYOUTS[dataset]
     plan = layout.plan(out, np.random.default_rng(seed), num_images, size or layout.size)
     tasks = [(*drawing, (seed, number)) for number, drawing in enumerate(plan)]
@@ -87,6 +87,9 @@ def draw_phantoms(
     with tqdm(total=len(tasks), desc=f"{dataset} phantoms", unit="image", file=sys.stderr, disable=quiet) as bar:
         for _ in _mapped(tasks, workers):
             bar.update()
+    # The salt comes last: where it stands, all is drawn.
+    salt = hashlib.blake2b(f"medshard phantom {dataset} {seed}".encode(), digest_size=32).digest()
+    write_aside(out / SALT_NAME, salt)
 
 
 def _mapped(tasks: list[Any], workers: int) -> Iterator[None]:
@@ -114,7 +117,8 @@ def main(args: argparse.Namespace) -> None:
     """Draw and say what comes next."""
     draw_phantoms(args.dataset, args.out, args.num_images, args.seed, args.size, args.workers)
     print(f"{args.num_images} phantoms in the layout of {args.dataset}: {args.out}")
-    print(f"next: python prep/make_shards.py --dataset {args.dataset} --raw {args.out} --salt {args.out / SALT_NAME}")
+    flags = ["--dataset", args.dataset, "--raw", str(args.out), "--salt", str(args.out / SALT_NAME)]
+    print(f"next: {shlex.join(['python', 'prep/make_shards.py', *flags])}")
 
 
 if __name__ == "__main__":

@@ -9,9 +9,10 @@ import cv2
 import numpy as np
 import pytest
 
+import prep.phantoms
 from prep.convert import convert
 from prep.images import PixelOptions
-from prep.phantoms import LAYOUTS, SALT_NAME, draw_phantoms
+from prep.phantoms import LAYOUTS, SALT_NAME, draw_phantoms, main, parse_args
 from prep.planning import ConvertOptions
 from prep.sources import DATASETS, find_dataset
 
@@ -51,6 +52,22 @@ def test_never_mixes_with_real_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="known: APTOS2019, CheXpert, DDSM, IDRiD"):
         draw_phantoms("DSM", tmp_path / "new", 10)
     assert not (tmp_path / "new").exists()
+
+
+def test_the_salt_comes_last_and_the_next_command_can_be_pasted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--dataset", "DDSM", "--out", str(tmp_path / "my data"), "--num-images", "10", "--size", "64"]
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    main(parse_args([*arguments, "--workers", "1"]))
+    assert f"--raw '{tmp_path}/my data' --salt '{tmp_path}/my data/phantom.salt'" in capsys.readouterr().out
+    monkeypatch.setattr(prep.phantoms, "_mapped", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        main(parse_args(arguments))
+    assert (tmp_path / "my data" / "PHANTOM.txt").exists() and not (tmp_path / "my data" / SALT_NAME).exists()
 
 
 def shallow_features(name: str, root: Path) -> tuple[np.ndarray, np.ndarray]:
