@@ -63,7 +63,8 @@ class Loader:
         samples_consumed: where to begin, in samples of the whole run over all ranks.
         verify: check the hash of every image that is read.
         micro_batch: hand out this rank's part in pieces of so many samples (gradient accumulation).
-        max_bad: unreadable samples that are masked and named before the run stops. strict: stop at the first.
+        max_bad: unreadable samples that are masked and named before the run stops; never more than a tenth of the
+            split. strict: stop at the first.
 
     Raises:
         ValueError: the world does not divide the global batch, or a parameter is out of range.
@@ -102,7 +103,7 @@ class Loader:
             )
         self.split, self.transform, self.seed = split, transform, seed
         self.rank, self.world, self.prefetch, self.verify = rank, world, prefetch, verify
-        self.micro_batch, self.max_bad = micro_batch or share, 0 if strict else max_bad
+        self.micro_batch, self.max_bad = micro_batch or share, 0 if strict else _allowed_bad(split, max_bad)
         self.device = torch.device(device)
         self.plan = Plan(split.shard_sizes, PlanConfig(global_batch, seed, order=order, tail=tail), split.digest)
         self.plan.slice(0, world, rank)  # refuses a rank outside the world
@@ -216,6 +217,11 @@ class Loader:
                 f"{len(self.bad)} samples of {self.split.name} cannot be read, {self.max_bad} are allowed: {named}"
                 + ("; …" if len(self.bad) > 10 else "")
             )
+
+
+def _allowed_bad(split: Split, max_bad: int) -> int:
+    """Samples that may be masked: a number fit for millions would let a small set train on nothing."""
+    return min(max_bad, max(split.num_samples // 10, 1))
 
 
 class _Worker:

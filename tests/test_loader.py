@@ -149,6 +149,26 @@ def test_too_many_broken_samples_stop_with_their_names(tiny_set: Path, tmp_path:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith(("loader", "host-executor"))]
 
 
+@pytest.mark.parametrize(("number", "stops"), [(4, False), (5, True)])
+def test_a_split_that_is_mostly_broken_stops(
+    make_set: Callable[..., ShardSet], tmp_path: Path, number: int, stops: bool
+) -> None:
+    split = make_set(tmp_path / "set", train=40, name="broken").split("train")
+    for position in range(number):
+        row = split.rows(np.array([position]))
+        tar = tmp_path / "set" / split.shards[int(row.shards[0])].name
+        content = bytearray(tar.read_bytes())
+        content[int(row.offsets[0]) + 30] ^= 255
+        tar.write_bytes(content)
+    loader = Loader(split, transform(ShardSet(tmp_path / "set")), global_batch=8)
+    if stops:
+        with pytest.raises(BadSamples, match="5 samples of train cannot be read, 4 are allowed"):
+            list(islice(loader, 5))
+    else:
+        assert sum(int(batch.valid.sum()) for batch in islice(loader, 5)) == 36
+        loader.close()
+
+
 def test_threads_end_with_the_iteration(tiny_set: Path) -> None:
     shards = ShardSet(tiny_set)
     loader = Loader(shards.split("train"), transform(shards), global_batch=8, threads=3)
