@@ -62,12 +62,14 @@ setup() {
 
 has_gpu() { [[ -e /dev/nvidia0 ]] && command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; }
 
-# Without a GPU the ranks are processes over gloo, which share the cores.
+# Without a GPU the ranks are processes over gloo, which share the cores. Threads that wait sleep: spinning, they would
+# take from the loader's (3 times slower steps where anything else runs).
 cpu_settings() {
     has_gpu && return
     local cores
     cores=$(($(env -u OMP_NUM_THREADS nproc) / ${RANKS:-1}))
-    export DS_ACCELERATOR=cpu OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > 0 ? cores : 1))}
+    export DS_ACCELERATOR=cpu OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > 0 ? cores : 1))}
 }
 
 # Runs a command in a session of its own and hands signals to all of it: DeepSpeed's runner alone, when told to stop,
