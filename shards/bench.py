@@ -197,6 +197,8 @@ def verdict(result: Result) -> str:
             "a smaller --size, or a GPU" if result.preset == "light" else "preset light, a smaller --size, or a GPU"
         )
         what, change = "augmentation (resize, colour, normalisation)", more + lighter
+    if (result.executor, result.device) == ("dali", "cpu") and name != "read":
+        change = f"--executor host, which suits a CPU, {change}"
     return f"limit: {what}, {share:.0%} of the time; to go faster: {change}"
 
 

@@ -82,6 +82,7 @@ def test_reading_follows_the_order_of_training(tiny_set: Path) -> None:
         ({"threads": 8, "median_height": 256}, "to go faster: a GPU, or store small images raw"),
         ({"decode": 4000.0, "threads": 8}, "limit: augmentation (resize, colour, normalisation), 76% of the time"),
         ({"decode": 4000.0, "threads": 8}, "to go faster: preset light, a smaller --size, or a GPU"),
+        ({"executor": "dali"}, "to go faster: --executor host, which suits a CPU, more threads"),
         ({"read": 900.0, "decode": 9000.0}, "limit: reading and hashing, 89% of the time; to go faster: a local disk"),
     ],
 )
