@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from prep.drawing import breast, fundus
 from prep.layouts import LAYOUTS
+from prep.pool import deaf_to_ctrl_c
 from prep.records import PHANTOM_MARKER
 from shards.errors import run_cli
 from shards.manifest import write_aside
@@ -96,8 +97,13 @@ def _mapped(tasks: list[Any], workers: int) -> Iterator[None]:
     if workers == 1:
         yield from map(draw, tasks)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(draw, tasks, chunksize=4)
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    try:
+        with deaf_to_ctrl_c():
+            drawn = pool.map(draw, tasks, chunksize=4)
+        yield from drawn
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -1,5 +1,6 @@
 """Running the tasks of a conversion: in this process, or on a pool of spawned ones, with a progress bar."""
 
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -58,6 +59,16 @@ def _run_here(tasks: list[Task], progress: Progress, done: Done) -> None:
 
 
 @contextmanager
+def deaf_to_ctrl_c() -> Iterator[None]:
+    """Processes started within never see Ctrl-C, not even while they import; this one sees it at the end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
 def _pool(workers: int) -> Iterator[tuple[ProcessPoolExecutor, object]]:
     # spawn: a forked child would inherit the locks of OpenCV's and Python's threads.
     context = get_context("spawn")
@@ -78,8 +89,9 @@ def _run_pool(tasks: list[Task], workers: int, progress: Progress, done: Done) -
     try:
         with _pool(workers) as (pool, counters):
             while True:
-                while len(running) < 2 * workers and (task := next(queue, None)) is not None:
-                    running[pool.submit(run_in_worker, task)] = task
+                with deaf_to_ctrl_c():
+                    while len(running) < 2 * workers and (task := next(queue, None)) is not None:
+                        running[pool.submit(run_in_worker, task)] = task
                 if not running:
                     return
                 ended, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)

@@ -173,10 +173,7 @@ _shared: dict[str, Any] = {}
 
 
 def start_worker(stop: Any, counters: Any) -> None:
-    """Pool initializer. Ctrl-C is the parent's to handle, and a worker ends with its parent, however that ends."""
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Pool initializer: a worker ends with its parent, however that ends."""
     _shared.update(stop=stop, counters=counters)
     parent = parent_process()
     if parent is not None:

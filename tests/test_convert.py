@@ -160,6 +160,26 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(raw: Path, tmp_pat
     assert digests(tmp_path / "a") == digests(tmp_path / "b")
 
 
+@pytest.mark.parametrize("script", ["phantoms", "make_shards"])
+def test_ctrl_c_is_two_words_even_while_workers_start(raw: Path, tmp_path: Path, script: str) -> None:
+    command = [sys.executable, *f"prep/{script}.py --dataset DDSM --workers 2 --out".split(), str(tmp_path / "out")]
+    command += ["--raw", str(raw)] if script == "make_shards" else ["--num-images", "3000"]
+    process = subprocess.Popen(
+        command, cwd=Path(__file__).parents[1], stderr=subprocess.PIPE, text=True, process_group=0,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    assert process.stderr is not None
+    process.stderr.read(20)  # the bar is there: the workers are on their way
+    time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    try:
+        said = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
+    assert process.returncode == 130 and "stopped; run the same command to go on" in said
+    assert "Traceback" not in said and "KeyboardInterrupt" not in said
+
+
 def test_a_second_run_says_done_and_another_set_is_refused(raw: Path, tmp_path: Path) -> None:
     first = make(raw, tmp_path / "set")
     assert convert(DDSM, raw, tmp_path / "set", OPTIONS) == (first, False)
