@@ -18,7 +18,7 @@ from shards.index import Columns
 from shards.manifest import BLANK_LABEL, LabelView, ShardInfo, SplitInfo, Task
 from shards.overrides import LabelFile, SplitFile
 from shards.plan import Plan
-from shards.storage import Ahead, Mapped, Storage, Stream, open_storage
+from shards.storage import Ahead, LocalFolder, Mapped, Storage, Stream, open_storage
 from shards.storage import open_columns as open_columns
 
 if TYPE_CHECKING:
@@ -280,6 +280,14 @@ class ShardSet:
             self.storage.prepare(shards)
         selected = [None if whole else self._select(shard, name) for shard in shards]
         return Split(self.storage, name, self.view, shards, selected, self._label_file, self.digest)
+
+    def check_files(self) -> None:
+        """ValueError for a local tar that is missing or has another size, or a damaged index, before hours of work."""
+        if not isinstance(self.storage, LocalFolder):
+            return
+        for info in (info for split in self.manifest.splits.values() for info in split.shards):
+            self.storage.check(info)
+            self.storage.columns(info, len(self.manifest.label_columns))
 
     def shared_groups(self) -> dict[str, int]:
         """Groups that each pair of splits shares under the view and files in force, counted: {"train-val": 0, …}."""

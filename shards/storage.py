@@ -132,13 +132,17 @@ class LocalFolder:
         self._infos.setdefault(info.name, info)
         return self._tars[info.name]
 
-    def _open_tar(self, name: str) -> memoryview:
-        info, path = self._infos[name], self.path / name
+    def check(self, info: ShardInfo) -> None:
+        """ValueError where a tar is missing or has another size than the manifest says."""
+        path = self.path / info.name
         if not path.is_file():
-            raise ValueError(f"{name} is missing from {self.where}: copy it again, or make the set again")
+            raise ValueError(f"{info.name} is missing from {self.where}: copy it again, or make the set again")
         if (found := path.stat().st_size) != info.bytes:
-            raise ValueError(f"{name} has {found} bytes, the manifest says {info.bytes}: truncated or altered")
-        with path.open("rb") as file:
+            raise ValueError(f"{info.name} has {found} bytes, the manifest says {info.bytes}: truncated or altered")
+
+    def _open_tar(self, name: str) -> memoryview:
+        self.check(self._infos[name])
+        with (self.path / name).open("rb") as file:
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
     def fetch_ahead(self, infos: Sequence[ShardInfo], stream: Stream) -> Ahead:

@@ -6,6 +6,7 @@ In-process runs are one rank; `launch` starts several, under deepspeed's launche
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -268,6 +269,18 @@ def test_mistakes_leave_nothing_behind(tiny_set: Path, more: list[str], words: l
     with pytest.raises(ValueError) as caught:
         main(["--shards", str(tiny_set), *FAST, *more])
     assert all(word in str(caught.value) for word in words), caught.value
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("suffix", ["tar", "cols"])
+def test_a_damaged_shard_of_any_split_is_refused_before_the_first_step(
+    tiny_set: Path, tmp_path: Path, suffix: str
+) -> None:
+    shutil.copytree(tiny_set, tmp_path / "cut")
+    last = sorted((tmp_path / "cut").glob(f"test-*.{suffix}"))[-1]
+    last.write_bytes(last.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=f"{last.stem}"):
+        main(["--shards", str(tmp_path / "cut"), *FAST, "--model", "test_vit"])
     assert not Path("runs").exists()
 
 

@@ -132,6 +132,7 @@ def _check(job: Job) -> None:
         raise ValueError(f"{shards.path} has no split train; it has {', '.join(shards.split_names)}")
     if job.config.schedule.schedule == "plateau" and "val" not in shards.split_names:
         raise ValueError(f"--schedule plateau follows the validation, and {shards.path} has no split val: take cosine")
+    shards.check_files()
     micro = job.settings.micro_batch(world)
     if training.mixup and (micro % 2 or job.batch % (2 * world)):
         raise ValueError(f"--mixup mixes pairs: a micro-batch of {micro} on {world} ranks cuts them; take an even one")
