@@ -164,7 +164,7 @@ demo() {
     local raw=$root/data/raw/phantom-DDSM shards=$root/data/shards/phantom-DDSM weights=$root/data/weights/lite0.safetensors
     local python=$venv/bin/python name analysis
     say "The demo's images are phantoms: drawn textures, not patients. Its numbers say nothing about medicine."
-    step "draw 300 phantoms" "$raw/PHANTOM.txt" "$python" "$root/prep/phantoms.py" --dataset DDSM --out "$raw" --num-images 300
+    step "draw 300 phantoms" "$raw/phantom.salt" "$python" "$root/prep/phantoms.py" --dataset DDSM --out "$raw" --num-images 300
     step "make shards" "$shards/manifest.json" "$python" "$root/prep/make_shards.py" --dataset DDSM --raw "$raw" --out "$shards" --salt "$raw/phantom.salt"
     step "ImageNet weights" "$weights" "$python" "$root/train/lite0.py" "$weights"
     step "train from ImageNet weights (WT)" "$root/runs/demo-wt/results.json" demo_training demo-wt wt --weights "$weights"

@@ -9,6 +9,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
+from importlib import metadata
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from shards.shardset import CorruptSample, Split
 from shards.transforms import Drawn, Transform
 
 log = logging.getLogger(__name__)
+CPU = torch.device("cpu")
 
 
 class Batch(NamedTuple):
@@ -108,7 +110,9 @@ class Loader:
         self.plan = Plan(split.shard_sizes, PlanConfig(global_batch, seed, order=order, tail=tail), split.digest)
         self.plan.slice(0, world, rank)  # refuses a rank outside the world
         self.executor = choose_executor(executor, self.device)
-        self._make = lambda: _make_executor(self.executor, split, transform, threads, share, self.device)
+        self._make = lambda: make_executor(
+            self.executor, split, transform, batch=share, threads=threads, device=self.device
+        )
         self.samples_consumed = samples_consumed
         self.wait_seconds = 0.0
         self.bad: list[tuple[str, str]] = []
@@ -283,17 +287,33 @@ class _Worker:
 
 
 def choose_executor(executor: Literal["auto", "dali", "host"], device: torch.device) -> Literal["dali", "host"]:
-    """The executor that `auto` means on a device. ValueError for unknown names."""
-    if executor == "auto":
-        return "dali" if device.type == "cuda" else "host"
-    if executor not in ("dali", "host"):
+    """The executor that `auto` means on a device. ValueError for unknown names, and where DALI is not installed."""
+    if executor not in ("auto", "dali", "host"):
         raise ValueError(f"unknown executor '{executor}'; known: auto, dali, host")
-    return executor
+    if executor == "host" or (executor == "auto" and device.type != "cuda"):
+        return "host"
+    if not any(name.startswith("nvidia-dali-cuda") for name in _distributions()):
+        raise ValueError(
+            "executor dali: NVIDIA DALI is not installed; install the extra cuda13 or cuda12 (both run without a GPU), "
+            "or take --executor host"
+        )
+    return "dali"
 
 
-def _make_executor(
-    name: str, split: Split, transform: Transform, threads: int, batch: int, device: torch.device
+def _distributions() -> list[str]:
+    return [each.name for each in metadata.distributions() if each.name]
+
+
+def make_executor(
+    name: Literal["dali", "host"],
+    split: Split,
+    transform: Transform,
+    *,
+    batch: int,
+    threads: int = 2,
+    device: torch.device = CPU,
 ) -> Any:
+    """An executor for the images of a split, of at most `batch` at a time; close it at the end."""
     bits = split.manifest.bits
     if name == "host":
         return HostExecutor(transform, bits=bits, threads=threads)

@@ -4,9 +4,9 @@ python -m shards view data/shards/DDSM --preset study --executor both --out DDSM
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -14,14 +14,18 @@ import torch
 
 from shards.decoding import decode
 from shards.draws import DrawKeys
-from shards.host_executor import HostExecutor
 from shards.index import ENCODING_NAMES
+from shards.loader import choose_executor, make_executor
 from shards.shardset import ShardSet, Split
 from shards.sheet import choose_examples
 from shards.transforms import PRESETS, Drawn, Transform, train_transform
 from shards.view_page import Row, picture
 
-EXECUTORS = {"host": ("host",), "dali": ("dali",), "both": ("host", "dali")}
+EXECUTORS: dict[str, tuple[Literal["dali", "host"], ...]] = {
+    "host": ("host",),
+    "dali": ("dali",),
+    "both": ("host", "dali"),
+}
 MOST = 64
 
 
@@ -40,23 +44,6 @@ def draw_versions(split: Split, transform: Transform, position: int, versions: i
     return transform.draw(keys, rows.heights, rows.widths), int(rows.encodings[0])
 
 
-def make_executor(name: str, split: Split, transform: Transform, batch: int) -> Any:
-    """The host's executor, or DALI's on the GPU where there is one. ValueError where DALI is not installed."""
-    bits = split.manifest.bits
-    if name == "host":
-        return HostExecutor(transform, bits=bits)
-    try:
-        from shards.dali_executor import DaliExecutor  # takes a second to import
-    except ModuleNotFoundError:
-        raise ValueError(
-            "executor dali: NVIDIA DALI is not installed; pip install nvidia-dali-cuda130 (or -cuda120; both run "
-            "without a GPU), or take --executor host"
-        ) from None
-    device_id = 0 if torch.cuda.is_available() else None
-    raw = split.manifest.encoding == "raw"
-    return DaliExecutor(transform, bits=bits, batch=batch, device_id=device_id, raw=raw)
-
-
 def make_rows(
     shard_set: ShardSet,
     split: Split,
@@ -67,7 +54,11 @@ def make_rows(
     how: str,
 ) -> list[Row]:
     """The rows of a sheet; `how` names an executor or `both`. ValueError where a stored image does not decode."""
-    executors = {name: make_executor(name, split, transform, versions) for name in EXECUTORS[how]}
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    executors = {
+        name: make_executor(choose_executor(name, device), split, transform, batch=versions, device=device)
+        for name in EXECUTORS[how]
+    }
     try:
         return [make_row(shard_set, split, transform, p, versions, seed, executors) for p in positions]
     finally:
@@ -82,7 +73,7 @@ def make_row(
     position: int,
     versions: int,
     seed: int,
-    executors: dict[str, Any],
+    executors: Mapping[Literal["dali", "host"], Any],
 ) -> Row:
     """One sample through each executor."""
     drawn, code = draw_versions(split, transform, position, versions, seed)

@@ -194,6 +194,13 @@ def test_wrong_options_are_refused(tiny_set: Path, options: dict[str, Any], mess
     assert message in str(caught.value)
 
 
+def test_dali_that_is_not_installed_is_refused(tiny_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shards.loader._distributions", lambda: ["torch", "timm"])
+    shards = ShardSet(tiny_set)
+    with pytest.raises(ValueError, match="DALI is not installed; install the extra cuda13 or cuda12"):
+        Loader(shards.split("train"), transform(shards), global_batch=8, executor="dali")
+
+
 def test_another_channel_count_is_refused(tiny_set: Path) -> None:
     with pytest.raises(ValueError, match=r"normalises 1 channels, the images of tiny have 3"):
         Loader(ShardSet(tiny_set).split("train"), train_transform(32, (0.5,), (0.2,)), global_batch=8)

@@ -8,12 +8,12 @@ import shutil
 import sys
 from collections.abc import Callable
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from shards.loader import choose_executor
 from shards.manifest import write_aside
 from shards.shardset import ShardSet
 from train import checkpoints
@@ -115,9 +115,7 @@ def versions() -> dict[str, str]:
 
 def settled(config: Config, shards: ShardSet, device: torch.device) -> Config:
     """The config with what the machine decides written in: the executor, and the set's place."""
-    executor = config.data.executor
-    if executor == "auto":
-        executor = "dali" if device.type == "cuda" else "host"
+    executor = choose_executor(config.data.executor, device)
     data = config.data.model_copy(update={"executor": executor, "shards": str(shards.path.resolve())})
     return config.model_copy(update={"data": data})
 
@@ -126,8 +124,6 @@ def _check(job: Job) -> None:
     """What only set, ranks and config together can tell."""
     training, shards, world = job.config.training, job.shards, job.ranks.world
     check_metric(shards.manifest.target_metric, shards.task)
-    if job.config.data.executor == "dali" and find_spec("nvidia.dali") is None:
-        raise ValueError("--executor dali: DALI is missing: install extra cuda13 or cuda12, or take --executor host")
     if "train" not in shards.split_names:
         raise ValueError(f"{shards.path} has no split train; it has {', '.join(shards.split_names)}")
     if job.config.schedule.schedule == "plateau" and "val" not in shards.split_names:
