@@ -11,14 +11,14 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from shards.loader import Loader
-from shards.transforms import Transform, eval_transform
 from torch import Tensor, nn
 
 from analysis.banks import Bank, open_bank
 from analysis.results import digest_of_state, find_result
 from shards.errors import run_cli
+from shards.loader import Loader
 from shards.shardset import ShardSet, Split
+from shards.transforms import Transform, eval_transform
 from train.evaluation import AUTOCAST
 from train.hooks import Tap
 from train.layers import embedding_tap, layer_groups, taps
@@ -43,7 +43,11 @@ def parser(description: str, *, split: str = "test") -> argparse.ArgumentParser:
         "--limit", type=_positive, help="at most so many images of a split, the first as stored (shuffled)"
     )
     made.add_argument("--layers", help="layer groups, by commas; default: all")
-    made.add_argument("--out", type=Path, help="folder for results; default: analysis/ in the run directory")
+    made.add_argument(
+        "--out",
+        type=Path,
+        help="folder for results; default: RUN/analysis, and a folder there for weights that are not the best",
+    )
     made.add_argument("--batch", type=_positive, default=64, help="images a forward pass (default 64)")
     made.add_argument("--workers", type=_positive, default=2, help="decoding threads (default 2)")
     made.add_argument("--device", help="cpu or cuda; default: cuda where there is one")
@@ -72,7 +76,8 @@ class Session:
     def __init__(self, args: argparse.Namespace):
         self.args = args
         self.run: Run = open_run(args.run, args.shards, args.model)
-        self.out: Path = args.out or self.run.out_dir
+        other = self.run.path == self.run.folder and args.weights != "best"
+        self.out: Path = args.out or (self.run.out_dir / args.weights if other else self.run.out_dir)
         self.device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._states: dict[str, dict[str, Tensor]] = {}
 

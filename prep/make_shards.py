@@ -25,7 +25,7 @@ from shards.errors import run_cli
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Convert a raw dataset into a shard set.")
+    parser = argparse.ArgumentParser(description="Convert a raw dataset into a shard set.", allow_abbrev=False)
     add = parser.add_argument
     add("--dataset", required=True, help=f"one of {', '.join(DATASETS)}, or csv: your own folder and table")
     add("--raw", type=Path, help="the raw folder as published (default: data/raw/NAME)")

@@ -108,7 +108,9 @@ def _mapped(tasks: list[Any], workers: int) -> Iterator[None]:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Draw synthetic raw data (phantoms) in the layout of a real dataset.")
+    parser = argparse.ArgumentParser(
+        description="Draw synthetic raw data (phantoms) in the layout of a real dataset.", allow_abbrev=False
+    )
     parser.add_argument("--dataset", required=True, help=f"one of {', '.join(LAYOUTS)}")
     parser.add_argument("--out", type=Path, required=True, help="raw folder to fill, such as data/raw/DDSM")
     parser.add_argument("--num-images", type=int, default=300)
@@ -123,7 +125,8 @@ def main(args: argparse.Namespace) -> None:
     """Draw and say what comes next."""
     draw_phantoms(args.dataset, args.out, args.num_images, args.seed, args.size, args.workers)
     print(f"{args.num_images} phantoms in the layout of {args.dataset}: {args.out}")
-    flags = ["--dataset", args.dataset, "--raw", str(args.out), "--salt", str(args.out / SALT_NAME)]
+    flags = ["--dataset", args.dataset, "--raw", str(args.out), "--out", f"data/shards/phantom-{args.dataset}"]
+    flags += ["--salt", str(args.out / SALT_NAME)]
     print(f"next: {shlex.join(['python', 'prep/make_shards.py', *flags])}")
 
 

@@ -65,7 +65,8 @@ def test_a_run_directory(run_folder: Path, tiny_set: Path) -> None:
 
 def test_a_weights_file_inside_a_run_knows_its_start(run_folder: Path) -> None:
     run = open_run(run_folder / "weights" / "last.safetensors")
-    assert run.out_dir == run_folder / "analysis"
+    assert run.out_dir == run_folder / "analysis" / "last"  # the best weights' results stay what they are
+    assert open_run(run_folder / "weights" / "best.safetensors").out_dir == run_folder / "analysis"
     assert set(run.init_state()) == set(run.end_state())
 
 

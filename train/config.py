@@ -60,7 +60,9 @@ class Data(Section):
     threads: Annotated[int, Field(ge=1, le=256)] = Field(default=2, description="decoding threads a rank")
     prefetch: Annotated[int, Field(ge=1, le=64)] = Field(default=2, description="batches decoded ahead")
     verify: bool = Field(default=True, description="check the hash of every image that is read")
-    max_bad: Count = Field(default=100, description="unreadable images that are masked and named before the run stops")
+    max_bad: Count = Field(
+        default=100, description="unreadable images that are masked and named; at most a tenth of a split"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

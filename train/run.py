@@ -226,6 +226,7 @@ def _train(
     # Heavy imports come after every check that needs none of them.
     import torch
 
+    from shards.loader import BadSamples
     from train import engine as engines
     from train.assembly import build
     from train.loop import Preempted
@@ -237,6 +238,8 @@ def _train(
         trainer = build(config, settings, shards, folder, ranks, device, resume=args.resume is not None)
         try:
             return _run(trainer, args.stop_after_steps)
+        except BadSamples as error:
+            raise ValueError(f"{error}; mend the set, then --resume {folder}") from error
         except Preempted:
             step = trainer.progress.step
             trainer.reporter.say(f"stopped by a signal at step {step}; go on with --resume {folder}")

@@ -183,7 +183,9 @@ def open_run(path: str | Path, shards: str | Path | None = None, model: str | No
     given = str(shards) if shards is not None else None
     if path.is_file() and path.suffix == ".safetensors":
         folder = _run_folder(path.parent.parent) if path.parent.name == "weights" else None
-        out = folder / "analysis" if folder else path.parent / f"{path.stem}-analysis"
+        # A run's own results are those of its best weights; others lie beside them under their name.
+        part = "" if path.stem == "best" else path.stem
+        out = folder / "analysis" / part if folder else path.parent / f"{path.stem}-analysis"
         return Run(path, _info(read_weights(path), path, given, model), out, folder, given)
     if _run_folder(path) is not None:
         first = next(
@@ -196,7 +198,7 @@ def open_run(path: str | Path, shards: str | Path | None = None, model: str | No
         folder = _run_folder(found.parent.parent)
         if folder is not None:
             info = _info(read_weights(folder / "weights" / "init.safetensors"), found, given, model)
-            return Run(found, info, folder / "analysis", folder, given)
+            return Run(found, info, folder / "analysis" / found.name, folder, given)
         return Run(found, _info((read_deepspeed(found), {}), found, given, model), found / "analysis", None, given)
     raise ValueError(f"{path} is no run directory, no .safetensors file and no DeepSpeed checkpoint folder")
 
