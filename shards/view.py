@@ -79,7 +79,7 @@ def make_row(
     drawn, code = draw_versions(split, transform, position, versions, seed)
     rows, image, key = split.rows(np.array([position])), split.read(position), split.key(position)
     size, encoding = (int(rows.heights[0]), int(rows.widths[0])), ENCODING_NAMES[code]
-    made = {}
+    made: dict[str, np.ndarray] = {}
     for name, executor in executors.items():
         pixels, failures = executor.run([image] * versions, [encoding] * versions, np.tile(size, (versions, 1)), drawn)
         if failures:
