@@ -63,7 +63,8 @@ def test_the_salt_comes_last_and_the_next_command_can_be_pasted(
         raise KeyboardInterrupt
 
     main(parse_args([*arguments, "--workers", "1"]))
-    assert f"--raw '{tmp_path}/my data' --salt '{tmp_path}/my data/phantom.salt'" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"--raw '{tmp_path}/my data' --out data/shards/phantom-DDSM --salt '{tmp_path}/my data/phantom.salt'" in out
     monkeypatch.setattr(prep.phantoms, "_mapped", interrupted)
     with pytest.raises(KeyboardInterrupt):
         main(parse_args(arguments))
