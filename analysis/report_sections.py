@@ -361,10 +361,11 @@ def _frame(found: Any) -> str:
 def _features_told(entries: Sequence[Entry]) -> str:
     parts = []
     for name in ("cka", "knn", "reinit"):
-        request = next((entry.analyses[name]["request"] for entry in entries if name in entry.analyses), None)
-        if request is not None:
-            extra = f", k = {request['k']}" if "k" in request else ""
-            parts.append(f"{name}: {request['images']} images of {escape(request['split'])}{extra}")
+        found = next((entry.analyses[name] for entry in entries if name in entry.analyses), None)
+        if found is not None:
+            request = found["request"]
+            bank = f", {found['k_used']} neighbours of a bank of {found['bank_images']}" if name == "knn" else ""
+            parts.append(f"{name}: {request['images']} images of {escape(request['split'])}{bank}")
     return "Pooled features (class token and mean over positions). " + "; ".join(parts) + "." if parts else ""
 
 

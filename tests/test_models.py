@@ -5,6 +5,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
+from train.layers import classifier_names
 from train.lite0 import timm_name, write_lite0
 from train.models import create, input_size, recipe_of, report_of, study_name
 from train.weights import adapt_channels, read_state
@@ -257,3 +258,13 @@ def test_lite0_names():
     for name in ("_blocks.16._bn0.weight", "_blocks.0._expand_conv.weight", "fc.weight"):
         with pytest.raises(ValueError, match="is not known"):
             timm_name(name)
+
+
+@pytest.mark.parametrize("name", ["test_efficientnet", "test_vit", "test_convnext"])
+def test_the_classifier_begins_as_a_plain_linear_layer(name: str) -> None:
+    # timm draws an EfficientNet's from a range that knows only the number of classes: ±.45 for five.
+    model = create(name, 5, seed=3)
+    (head,) = (model.get_submodule(path) for path in classifier_names(model))
+    weight = next(module for module in head.modules() if isinstance(module, torch.nn.Linear)).weight.detach()
+    bound = weight.shape[1] ** -0.5
+    assert 0.9 * bound < float(weight.abs().max()) <= bound

@@ -91,7 +91,7 @@ def write_analyses(folder: Path, target: str, value: float) -> None:
     frame = {"null": {"largest": 0.01}, "ceiling": 0.9, "image_halves": [0.5, None], "procrustes": 0.7, "cca_r2": None}
     l2 = {layer: {"all": {"relative": 0.1 * i}} for i, layer in enumerate(LAYERS)}
     content = {
-        "knn": {"target": target, "states": {"start": state, "end": state}},
+        "knn": {"target": target, "bank_images": 60, "k_used": 60, "states": {"start": state, "end": state}},
         "cka": {
             "about": "linear CKA", "features": "pooled", "sides": {"start": LAYERS, "end": LAYERS}, "whole": blocks,
             "minibatch": blocks, "same_layer": dict.fromkeys(LAYERS, frame),

@@ -18,6 +18,7 @@ import torch
 from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
+from train.layers import classifier_names
 from train.weights import FirstConv, LoadReport, load_weights, read_state
 
 _STUDY_DEIT = {size: f"deit_{size}_patch16_224.fb_in1k" for size in ("tiny", "small", "base")}
@@ -74,12 +75,25 @@ def build(recipe: Recipe, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _timm_model(recipe)
+        _fresh_classifier(model)
     height_width = (recipe.img_size or input_size(model)[1],) * 2
     _check_patches(model, recipe, height_width[0])
     configured: Any = model.pretrained_cfg
     model.pretrained_cfg = {**configured, "input_size": (recipe.in_chans, *height_width)}  # type: ignore[assignment]
     model.recipe = recipe  # type: ignore[assignment]
     return model
+
+
+def _fresh_classifier(model: nn.Module) -> None:
+    """Give the classifier torch's own Linear initialisation (the study's "fresh Linear") in every family.
+
+    timm draws an EfficientNet's from a range that knows only the number of classes (±.45 for five): logits then begin
+    with a spread of several, and a fine-tuned net first unlearns its features to undo them.
+    """
+    for name in classifier_names(model):
+        for module in model.get_submodule(name).modules():
+            if isinstance(module, nn.Linear):
+                module.reset_parameters()
 
 
 def recipe_of(model: nn.Module) -> Recipe:
