@@ -102,7 +102,10 @@ train() {
         in_own_session srun --ntasks-per-node=1 --kill-on-bad-exit=1 "$root/launch.sh" train "$@"
         return
     elif [[ ${SLURM_NNODES:-1} -gt 1 ]]; then
-        where=(-H <(slurm_hosts) --no_ssh --node_rank "$SLURM_NODEID" --master_addr "$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)")
+        local hosts
+        hosts=$(mktemp) # DeepSpeed wants a real file; srun starts this line once a node
+        scontrol show hostnames "$SLURM_JOB_NODELIST" | sed "s/\$/ slots=${SLURM_GPUS_ON_NODE:-${RANKS:-1}}/" >"$hosts"
+        where=(-H "$hosts" --no_ssh --node_rank "$SLURM_NODEID" --master_addr "$(awk 'NR == 1 { print $1 }' "$hosts")")
     fi
     [[ -z ${MASTER_PORT:-} ]] || where+=(--master_port "$MASTER_PORT")
     if [[ -n ${RANKS:-} ]]; then
