@@ -1,4 +1,4 @@
-"""`--balance classes`: an epoch in which every class comes equally often."""
+"""Class balance: an epoch in which every class comes equally often."""
 
 import numpy as np
 

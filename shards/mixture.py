@@ -1,4 +1,4 @@
-"""`--mix A=.7,B=.3`: one stream out of several sets with equal classes, in exact shares."""
+"""Mixtures: one stream out of several sets with equal classes, in exact shares."""
 
 import math
 from collections.abc import Sequence

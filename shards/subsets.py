@@ -1,4 +1,4 @@
-"""Parts of a split (`--fraction`, `--exclude`): a map from a plan's positions to stored ones, a bit a sample."""
+"""Parts of a split, fractions and exclusions: a map from a plan's positions to stored ones, a bit a sample."""
 
 from collections.abc import Callable
 from pathlib import Path
