@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -219,9 +220,14 @@ def _first_problem(error: ValidationError) -> str:
     return " ".join(f"{where}: {problems[0]['msg']}{more}".split())[:500]
 
 
-def write_aside(path: Path, data: bytes) -> None:
-    """Write `data` to `path` so that a reader sees the old file or the whole new one, even after a power cut."""
-    aside = path.with_name(f".{path.name}.partial")
+def write_aside(path: Path, data: bytes, *, shared: bool = False) -> None:
+    """Write `data` to `path` so that a reader sees the old file or the whole new one, even after a power cut.
+
+    shared: several writers may come at once, each needs a file of its own beside; else one name is used again, so that
+    a killed writer leaves nothing that its successor does not clear.
+    """
+    writer = f".{os.getpid()}-{threading.get_ident()}" if shared else ""
+    aside = path.with_name(f".{path.name}{writer}.partial")
     try:
         with aside.open("wb") as file:
             file.write(data)

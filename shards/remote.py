@@ -51,7 +51,7 @@ class RemoteFolder:
         self.path = self.cache.folder / self.key
         self.path.mkdir(mode=0o700, exist_ok=True)
         if not (self.path / MANIFEST_NAME).exists():
-            write_aside(self.path / MANIFEST_NAME, data)
+            write_aside(self.path / MANIFEST_NAME, data, shared=True)  # ranks of a node begin together
         self._held: OrderedDict[str, memoryview] = OrderedDict()
         self._failed: dict[str, FetchError] = {}
         self._lock = threading.Lock()

@@ -1,6 +1,7 @@
 """pytest tests/test_manifest.py"""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -113,3 +114,12 @@ def test_an_interrupted_write_keeps_the_old_file(tmp_path: Path, monkeypatch: py
     with pytest.raises(OSError, match="disk full"):
         write_aside(path, b"new")
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_many_writers_of_one_file_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with ThreadPoolExecutor(8) as pool:
+        for _ in pool.map(lambda i: write_aside(path, bytes([i]) * 100_000, shared=True), range(64)):
+            data = path.read_bytes()
+            assert len(data) == 100_000 and len(set(data)) == 1
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
