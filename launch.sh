@@ -159,7 +159,7 @@ demo_training() {
         train --resume "$root/runs/$name"
     else
         train --shards "$shards" --model tf_efficientnet_lite0 --start "$start" --out "$root/runs" --name "$name" \
-            --image-size 128 --epochs 6 --global-batch 16 --lr 5e-4 --seed 1 "$@"
+            --image-size 128 --epochs 5 --global-batch 16 --lr 5e-4 --seed 1 "$@"
     fi
 }
 
