@@ -166,6 +166,7 @@ demo_training() {
 demo() {
     local raw=$root/data/raw/phantom-DDSM shards=$root/data/shards/phantom-DDSM weights=$root/data/weights/lite0.safetensors
     local python=$venv/bin/python name analysis
+    local -a pids=()
     say "The demo's images are phantoms: drawn textures, not patients. Its numbers say nothing about medicine."
     step "draw 300 phantoms" "$raw/phantom.salt" "$python" "$root/prep/phantoms.py" --dataset DDSM --out "$raw" --num-images 300
     step "make shards" "$shards/manifest.json" "$python" "$root/prep/make_shards.py" --dataset DDSM --raw "$raw" --out "$shards" --salt "$raw/phantom.salt"
@@ -173,9 +174,21 @@ demo() {
     step "train from ImageNet weights (WT)" "$root/runs/demo-wt/results.json" demo_training demo-wt wt --weights "$weights"
     step "train from a random start (RI)" "$root/runs/demo-ri/results.json" demo_training demo-ri ri
     for name in demo-wt demo-ri; do
-        for analysis in knn cka l2 reinit; do
-            step "$analysis of $name" "$root/runs/$name/analysis/$analysis.json" "$python" "$root/analysis/$analysis.py" "$root/runs/$name"
-        done
+        # Side by side, a core each; the tables come one after the other, the progress bars as they run.
+        (
+            for analysis in knn cka l2 reinit; do
+                OMP_NUM_THREADS=1 step "$analysis of $name" "$root/runs/$name/analysis/$analysis.json" \
+                    "$python" "$root/analysis/$analysis.py" "$root/runs/$name"
+            done
+        ) >"$root/runs/.$name.out" &
+        pids+=($!)
+    done
+    say "→ k-NN, CKA, L2 and re-initialisation of both runs"
+    for name in demo-wt demo-ri; do
+        wait "${pids[0]}" || { cat "$root/runs/.$name.out"; die "the analyses of $name failed"; }
+        cat "$root/runs/.$name.out"
+        rm "$root/runs/.$name.out"
+        pids=("${pids[@]:1}")
     done
     "$python" "$root/analysis/report.py" "$root/runs/demo-wt" "$root/runs/demo-ri" --out "$root/runs/demo-report.html"
 }
