@@ -183,6 +183,7 @@ demo() {
         ) >"$root/runs/.$name.out" &
         pids+=($!)
     done
+    trap 'for name in "${pids[@]}"; do pkill -TERM -P "$name"; kill "$name"; done 2>/dev/null; exit 130' INT TERM
     say "→ k-NN, CKA, L2 and re-initialisation of both runs"
     for name in demo-wt demo-ri; do
         wait "${pids[0]}" || { cat "$root/runs/.$name.out"; die "the analyses of $name failed"; }
@@ -190,6 +191,7 @@ demo() {
         rm "$root/runs/.$name.out"
         pids=("${pids[@]:1}")
     done
+    trap - INT TERM
     "$python" "$root/analysis/report.py" "$root/runs/demo-wt" "$root/runs/demo-ri" --out "$root/runs/demo-report.html"
 }
 
