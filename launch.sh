@@ -4,6 +4,7 @@
 #   ./launch.sh demo            the whole main job on phantoms: shards, two trainings, analyses, a report
 #   ./launch.sh test [ARGS…]    lint, types, tests (ARGS go to pytest; without any: the quick suite)
 #   ./launch.sh train ARGS…     deepspeed train/run.py ARGS… here, on the nodes of HOSTFILE, or in a Slurm allocation
+#   ./launch.sh doctor          what this machine has, a line each, and what to do where something is amiss
 #   ./launch.sh setup           the set-up alone
 #
 # Environment: PYTHON (interpreter for .venv), MEDSHARD_CUDA=13|12 (DALI's wheel), RANKS (ranks on this machine),
@@ -17,7 +18,7 @@ cuda=${MEDSHARD_CUDA:-13}
 say() { printf '%s\n' "$*"; }
 die() { printf 'error: %s\n' "$*" >&2; exit 2; }
 
-usage() { sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,12s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 
 find_python() {
     local candidate
@@ -204,7 +205,8 @@ case $command in
     demo) setup && demo ;;
     test) setup && run_tests "$@" ;;
     train) setup && train "$@" ;;
+    doctor) setup && PATH=$venv/bin:$PATH exec "$venv/bin/python" "$root/train/doctor.py" "$@" ;;
     setup) setup ;;
     -h | --help | help) usage ;;
-    *) die "unknown command '$command': known are demo, test, train, setup (./launch.sh help)" ;;
+    *) die "unknown command '$command': known are demo, test, train, doctor, setup (./launch.sh help)" ;;
 esac

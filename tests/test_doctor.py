@@ -1,0 +1,65 @@
+"""./launch.sh doctor: a line a finding, and the exit code."""
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+
+from train import doctor
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str]:
+    code = doctor.main(doctor.parse_args(list(argv)))
+    return code, capsys.readouterr().out
+
+
+def test_every_line_has_a_mark_and_advice_where_it_is_not_good(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    code, out = run(capsys, "--out", str(tmp_path / "runs"), "--json")
+    findings = json.loads(out)
+    names = [each["name"] for each in findings]
+    for wanted in ("Python", "machine", "disk", "shared memory", "open files", "torch", "DALI", "DeepSpeed", "network"):
+        assert wanted in names
+    assert all(bool(each["advice"]) == (each["state"] != "good") for each in findings)
+    assert code == any(each["state"] == "bad" for each in findings)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_node_that_does_not_answer_is_bad(tmp_path: Path):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        assert not doctor.reaches("127.0.0.1", closed.getsockname()[1])
+    (tmp_path / "hosts").write_text("# nodes\nnode-that-is-not.invalid slots=8\n")
+    *_, last = doctor.nodes(tmp_path / "hosts")
+    assert last.state == "bad"
+    assert last.name == "node node-that-is-not.invalid"
+
+
+def test_hostfile_names():
+    assert doctor.hosts_of("a slots=2\n\n# b slots=1\nc # d\n") == ["a", "c"]
+
+
+def test_missing_hostfile(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"no hostfile .*hosts: a line a node, as in: node1 slots=8"):
+        list(doctor.nodes(tmp_path / "hosts"))
+
+
+@pytest.mark.parametrize(("soft", "state"), [(1024, "warn"), (65536, "good"), (-1, "good")])
+def test_open_files(soft: int, state: str):
+    assert doctor.open_files(soft, 65536).state == state
+
+
+def test_small_shared_memory_names_the_container_flag(monkeypatch: pytest.MonkeyPatch):
+    usage = type("Usage", (), {"total": 64 * 1024**2})
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: usage)
+    assert "--shm-size" in doctor.shared_memory("/tmp").advice
+
+
+def test_a_package_that_does_not_load_is_a_finding():
+    def broken():
+        raise ImportError("libcudart.so.13: cannot open\nshared object file")
+        yield
+
+    (found,) = doctor.guarded(broken)
+    assert found.state == "bad"
+    assert "libcudart.so.13: cannot open shared object file" in found.text
