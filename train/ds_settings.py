@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from train.config import nearest
 
-DEFAULT_FILE = Path(__file__).resolve().parents[1] / "ds_config.json"
+DEFAULT_FILE = Path(__file__).with_name("ds_config.json")  # a link to the root's, so that a wheel carries it
 DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
 Precision = Literal["fp32", "bf16", "fp16"]
 

@@ -1,0 +1,65 @@
+"""Wheel and sdist: built from a clean copy, installed elsewhere, run from outside the repository."""
+
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one wheel, made from the sdist, and one sdist of the tracked files as they are now."""
+    copy, dist = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("dist")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
+    for name in filter(None, listed.decode().split("\0")):
+        if (ROOT / name).exists():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, copy / name, follow_symlinks=False)
+    committer = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+    for git in (["init", "-q"], ["add", "-A"], [*committer, "commit", "-q", "-m", "copy"]):
+        subprocess.run(["git", *git], cwd=copy, check=True)
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(dist), str(copy)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return dist
+
+
+def test_the_wheel_holds_the_four_rooms_and_their_data_alone(built: Path):
+    (wheel,) = built.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    rooms = {name.split("/")[0] for name in names if ".dist-info/" not in name}
+    assert rooms == {"prep", "shards", "train", "analysis"}
+    for wanted in ("shards/FORMAT.md", "train/ds_config.json", "prep/sources/ddsm.py"):
+        assert wanted in names
+    sources = {path.relative_to(ROOT).as_posix() for room in rooms for path in (ROOT / room).rglob("*.py")}
+    assert sources <= set(names)
+
+
+def test_the_sdist_holds_what_a_build_and_a_test_run_need(built: Path):
+    (sdist,) = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as tar:
+        names = {name.split("/", 1)[1] for name in tar.getnames() if "/" in name}
+    assert {"LICENSE", "launch.sh", "constraints.txt", "ds_config.json", "tests/test_packaging.py"} <= names
+
+
+def test_the_wheel_runs_from_outside_the_repository(built: Path, tmp_path: Path):
+    (wheel,) = built.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")  # what pip does with a pure wheel
+    code = (
+        "import shards, train.ds_settings as settings;"
+        f"assert shards.__file__.startswith({str(tmp_path)!r}), shards.__file__;"
+        "assert settings.read().train_batch_size == 64"
+    )
+    environment = {"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin"}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
+    for module in ("prep.make_shards", "shards", "train.run"):
+        command = [sys.executable, "-m", module, "--help"]
+        helped = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert helped.returncode == 0, helped.stderr
+        assert "usage:" in helped.stdout
