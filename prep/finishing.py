@@ -102,7 +102,7 @@ def _duplicates(tasks: list[Task], results: dict[str, Outcome]) -> list[str]:
 
 def versions() -> dict[str, str]:
     """Of everything that decodes, reduces, encodes or shuffles."""
-    names = ("medshard", "numpy", "opencv-python", "pillow")
+    names = ("medshard", "numpy", "opencv-python-headless", "pillow")
     return {"python": platform.python_version()} | {name: version(name) for name in names}
 
 

@@ -30,7 +30,7 @@ from train.reporting import Reporter, dumps
 from train.rundir import CONFIG_FILE, WeightsInfo, read_weights, save_weights
 from train.starts import make_start
 
-VERSIONS = ("medshard", "torch", "timm", "deepspeed", "numpy", "opencv-python")
+VERSIONS = ("medshard", "torch", "timm", "deepspeed", "numpy", "opencv-python-headless")
 OPTIONAL_VERSIONS = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
 
 
