@@ -5,6 +5,7 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
+from train import knn
 from train.knn import knn_probabilities
 
 TEMPERATURE = 0.1
@@ -129,3 +130,61 @@ def test_a_zero_row_is_at_a_right_angle_to_everything():
         np.array([[0.0, 0.0], [1.0, 0.0]]), np.array([0, 1]), np.array([[0.0, 1.0]]), num_classes=2
     )
     np.testing.assert_allclose(ours, [[0.5, 0.5]])
+
+
+@pytest.fixture(scope="module")
+def large():
+    """A bank that is worth candidates, in clusters, with rows that repeat."""
+    generator = np.random.default_rng(11)
+    centres = generator.normal(size=(9, 48))
+    rows = centres[generator.integers(0, 9, 6100)] + 0.3 * generator.normal(size=(6100, 48))
+    rows[3000:3040] = rows[17]
+    return rows.astype(np.float32), generator.integers(0, 4, 6100)
+
+
+def test_candidates_give_what_the_whole_product_gives(large, monkeypatch):
+    bank, labels = large
+    quick = knn_probabilities(bank, labels, bank[:300], num_classes=4, k=60)
+    alone = np.setdiff1d(np.arange(6100), np.arange(3000, 3040))  # scikit-learn leaves ties at the k-th place to chance
+    unique = knn_probabilities(bank[alone], labels[alone], bank[:300], num_classes=4, k=60)
+    expected = oracle(np.float64(bank[alone]), labels[alone], np.float64(bank[:300]), 60)
+    np.testing.assert_allclose(unique, expected, atol=1e-9)
+    taken = []
+    monkeypatch.setattr(knn, "_worth_candidates", lambda bank, k: taken.append(k) or False)
+    np.testing.assert_allclose(quick, knn_probabilities(bank, labels, bank[:300], num_classes=4, k=60), atol=1e-12)
+    assert taken == [60]
+
+
+def test_candidates_hold_the_nearest_also_where_float32_cannot_tell(monkeypatch):
+    """Similarities that differ by 1e-9: float32 orders them at random, the margin keeps them all."""
+    generator = np.random.default_rng(2)
+    axis = np.zeros(16)
+    axis[0] = 1
+    away = generator.normal(size=(5000, 16))
+    away[:, 0] = 0
+    near = generator.permutation(64)
+    angle = np.concatenate([1e-3 + near * 1e-6, np.full(4936, 0.5)])
+    bank = np.cos(angle)[:, None] * axis + np.sin(angle)[:, None] * away / np.linalg.norm(away, axis=1, keepdims=True)
+    unit = torch.from_numpy(bank / np.linalg.norm(bank, axis=1, keepdims=True))
+    values, index = knn._nearest_of_candidates(unit, unit.float(), torch.from_numpy(axis[None]), None, 20)
+    assert index[0].tolist() == np.argsort(near)[:20].tolist()
+    np.testing.assert_allclose(values[0], np.cos(1e-3 + np.arange(20) * 1e-6), atol=1e-14)
+
+
+def test_leave_one_out_with_candidates_leaves_the_own_row_out(large):
+    bank, labels = large
+    quick = knn_probabilities(bank, labels, bank, num_classes=4, k=1, exclude_self=True)
+    unit = np.float64(bank) / np.linalg.norm(np.float64(bank), axis=1, keepdims=True)
+    similarity = unit @ unit.T
+    np.fill_diagonal(similarity, -np.inf)
+    expected = labels[similarity.argmax(1)]
+    assert (quick.argmax(1) == expected).mean() > 0.98  # the repeated rows alone may choose another of their kind
+    odd = np.flatnonzero(quick.argmax(1) != expected)
+    assert set(odd) <= {17, *range(3000, 3040)}
+
+
+def test_too_many_candidates_fall_back_to_the_whole_product(monkeypatch):
+    bank = np.ones((5000, 8), np.float32)
+    labels = np.arange(5000) % 2
+    ours = knn_probabilities(bank, labels, bank[:3], num_classes=2, k=7)
+    np.testing.assert_allclose(ours, [[4 / 7, 3 / 7]] * 3)  # ties go to the lower rows: 0, 1, 0, 1, 0, 1, 0

@@ -2,7 +2,15 @@
 
 A query's class probabilities are the labels of its k nearest bank samples, weighted with exp(similarity / T) and
 normalised. They are probabilities already: nothing passes through a softmax again.
+
+Exact and quick on a CPU: a float32 product finds candidates that provably hold the k nearest, and the similarities of
+those alone are taken in float64. With unit rows of width d and u = 2^-24, rounding the rows and any order of summation
+move a product by at most e = g / (1 - g), g = (d + 4) u (Higham 2002, section 3.1). If t is at most the k-th largest
+float32 product of a query, at least k true ones reach t - e, so each of the true k nearest does, and its float32
+product reaches t - 2 e.
 """
+
+import warnings
 
 import numpy as np
 import torch
@@ -10,6 +18,9 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 _MAX_SIMILARITIES = 1 << 26  # held at once: 512 MB in float64
+_CHUNK = 32  # columns whose largest product bounds the k-th largest from below
+_MIN_BANK = 4096  # smaller banks are not worth the detour
+_MAX_SHARE = 4  # candidates a query, in multiples of k, above which the whole product in float64 is taken
 
 
 def knn_probabilities(
@@ -26,7 +37,7 @@ def knn_probabilities(
 ) -> np.ndarray:
     """Class probabilities float64[m, C] of m queries from n bank samples.
 
-    `bank` [n, d] and `queries` [m, d] are features of any float type; similarities are taken in float64, on the
+    `bank` [n, d] and `queries` [m, d] are features of any float type; similarities are those of float64, on the
     bank's device. `bank_labels` are int [n] in 0..C-1, or with `multi_label` float [n, C] of 0 and 1 with NaN for
     labels to ignore (NaN comes out where all neighbours' labels are ignored). A smaller bank lowers `k`. Equal
     similarities at the k-th place go to the lower bank row. `exclude_self` is leave-one-out: queries are the bank,
@@ -42,24 +53,73 @@ def knn_probabilities(
     _check(bank_nd, query_md, k, temperature, exclude_self)
     k = min(k, n - exclude_self)
     rows = max(1, min(block, _MAX_SIMILARITIES // n))
-    found = [
-        _block(bank_nd, targets, query_md[first : first + rows], first if exclude_self else None, k, temperature)
-        for first in range(0, len(query_md), rows)
-    ]
+    single = bank_nd.float() if _worth_candidates(bank_nd, k) else None
+    found = []
+    for first in range(0, len(query_md), rows):
+        asked, own = query_md[first : first + rows], first if exclude_self else None
+        nearest = None if single is None else _nearest_of_candidates(bank_nd, single, asked, own, k)
+        values, index = nearest or _nearest(_products(asked, bank_nd, own), k)
+        found.append(_vote(values, index, targets, temperature))
     return torch.cat(found).cpu().numpy() if found else np.empty((0, num_classes))
 
 
-def _block(bank: Tensor, targets: Tensor, queries: Tensor, own: int | None, k: int, temperature: float) -> Tensor:
-    """Probabilities of one block of queries; `own`, for leave-one-out, is the bank row of its first query."""
-    similarity = queries @ bank.T
-    if own is not None:
-        rows = torch.arange(len(queries), device=similarity.device)
-        similarity[rows, rows + own] = -torch.inf
-    values, index = _nearest(similarity, k)
+def _vote(values: Tensor, index: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """Probabilities [m, C] from the k similarities [m, k] of each query and the bank rows they belong to."""
     weights = torch.exp((values - values[:, :1]) / temperature)[..., None]  # the largest is 1: no overflow at small T
     labels = targets[index]
     known = ~torch.isnan(labels)
     return (weights * labels.nan_to_num()).sum(1) / (weights * known).sum(1)
+
+
+def _products(queries: Tensor, bank: Tensor, own: int | None) -> Tensor:
+    """All similarities [m, n]; `own`, for leave-one-out, is the bank row of the first query."""
+    similarity = queries @ bank.T
+    if own is not None:
+        rows = torch.arange(len(queries), device=similarity.device)
+        similarity[rows, rows + own] = -torch.inf
+    return similarity
+
+
+def _worth_candidates(bank: Tensor, k: int) -> bool:
+    """On a CPU, for banks far larger than k, while float32 products are true float32."""
+    n, d = bank.shape
+    plain = bank.device.type == "cpu" and torch.get_float32_matmul_precision() == "highest"
+    return plain and n >= _MIN_BANK and n // _CHUNK >= 2 * k and d < 1 << 16
+
+
+def _nearest_of_candidates(
+    bank: Tensor, single: Tensor, queries: Tensor, own: int | None, k: int
+) -> tuple[Tensor, Tensor] | None:
+    """What `_nearest` gives, from the float64 similarities of candidates alone; None where ties make too many."""
+    rough = _products(queries.float(), single, own)
+    g = (bank.shape[1] + 4) * 2.0**-24
+    chunks = len(bank) // _CHUNK
+    # A chunk is every so many-th column, so that in a bank sorted by class near rows lie in many chunks.
+    largest = rough[:, : chunks * _CHUNK].unflatten(1, (_CHUNK, chunks)).amax(1)
+    threshold = largest.topk(k, dim=1)[0][:, -1:].double() - 2 * g / (1 - g)
+    # One step of float32 below: the comparison itself must not round upwards.
+    candidate = rough >= torch.nextafter(threshold.float(), torch.tensor(-torch.inf))
+    found = candidate.nonzero()
+    counts, columns = torch.bincount(found[:, 0], minlength=len(rough)), found[:, 1].contiguous()
+    if int(counts.max()) > _MAX_SHARE * k:
+        return None
+    ends = counts.cumsum(0)
+    exact = _sampled_products(queries, bank, torch.cat([ends.new_zeros(1), ends]), columns)
+    places = torch.arange(int(counts.max())) < counts[:, None]
+    padded = torch.full(places.shape, -torch.inf, dtype=torch.float64)
+    index = torch.zeros(places.shape, dtype=torch.int64)
+    padded[places], index[places] = exact, columns
+    values, chosen = _nearest(padded, k)
+    return values, index.gather(1, chosen)
+
+
+def _sampled_products(queries: Tensor, bank: Tensor, ends: Tensor, columns: Tensor) -> Tensor:
+    """Similarities of the given bank rows (`columns`, by query: row i has columns[ends[i]:ends[i + 1]]), one by one."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch calls its sparse layouts a beta each time
+        zeros = torch.zeros(len(columns), dtype=torch.float64)
+        pattern = torch.sparse_csr_tensor(ends, columns, zeros, size=(len(queries), len(bank)))
+        return torch.sparse.sampled_addmm(pattern, queries, bank.T, beta=0.0).values()
 
 
 def _nearest(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
