@@ -117,9 +117,11 @@ def disk(out: Path) -> Finding:
 
 
 def shared_memory(where: str = "/dev/shm") -> Finding:
-    """Shared memory, through which NCCL's ranks of one node talk."""
+    """Shared memory: worker processes keep their locks there, and NCCL's ranks of one node talk through it."""
     if not Path(where).is_dir():
-        return Finding("shared memory", "warn", f"no {where}", "NCCL wants it on GPUs: mount a tmpfs there")
+        return Finding("shared memory", "warn", f"no {where}", "worker processes and NCCL want it: mount a tmpfs there")
+    if not os.access(where, os.W_OK):
+        return Finding("shared memory", "bad", f"{where} is not writable", "mount a tmpfs with mode 1777 there")
     size = shutil.disk_usage(where).total / GIB
     if size < 1:
         advice = "in a container give it more: docker run --shm-size=8g (or --ipc=host)"
