@@ -1,0 +1,58 @@
+"""The README's commands run as they stand, on phantoms: only what wants a network or hours is made small."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+BLOCK = re.compile(r"```bash\n(.*?)```", re.DOTALL)
+SMALL = "--image-size 32 --epochs 1 --global-batch 8"
+CHANGES = (
+    (r"--model resnet50\.tv_in1k --start \w+", f"--model resnet18 --start ri {SMALL}"),
+    (r"(prep/phantoms\.py [^#\n]*)", r"\1 --num-images 60 --size 64 "),
+    (r"(analysis/(?!report)\w+\.py \S+)", r"\1 --limit 24"),
+    (r"(prep/make_shards\.py [^#\n]*)", r"\1 --short-side 48 "),
+)  # fmt: skip
+
+
+def commands() -> list[str]:
+    """The lines under "Start here", in order."""
+    text = (ROOT / "README.md").read_text()
+    part = text[text.index("## Start here") : text.index("## The house")]
+    lines = [
+        line.split(" #")[0].split("  →")[0].strip() for block in BLOCK.findall(part) for line in block.splitlines()
+    ]
+    return [line for line in lines if line]
+
+
+def test_every_script_that_the_readme_names_is_there():
+    found = re.findall(r"python ((?:prep|analysis|benchmarks)/\w+\.py)", (ROOT / "README.md").read_text())
+    assert len(found) > 10
+    for script in found:
+        assert (ROOT / script).is_file(), script
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_commands_run(tmp_path: Path):
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "DS_ACCELERATOR": "cpu"}
+    for folder in ("prep", "shards", "train", "analysis"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    for line in commands():
+        small = line.replace("./launch.sh", str(ROOT / "launch.sh"))
+        for pattern, text in CHANGES:
+            small = re.sub(pattern, text, small)
+        done = subprocess.run(
+            small, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        if "--resume" in line:  # the run has ended: it says so, and has nothing to do
+            assert "ended" in done.stdout + done.stderr or done.returncode == 0, done.stderr
+            continue
+        assert done.returncode == 0, f"{line}\n{small}\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}"
+    assert (tmp_path / "runs" / "report.html").is_file() or list(tmp_path.rglob("*.html"))
+    shutil.rmtree(tmp_path / "runs")
