@@ -66,18 +66,23 @@ def open_bank(
     device: torch.device | str = "cpu",
     autocast: torch.dtype | None = None,
     name: str = "features",
+    reuse_only: bool = False,
 ) -> Bank:
     """The bank of `key` under `folder`, extracted now where it is not there or not whole.
 
     `loader_from(consumed)` gives batches (images, labels, sample ids, valid) from that image of the split on; it is
     called only where something is missing, and so is the model, in evaluation mode. Masked images are left out.
 
-    Raises ValueError where no image is valid or a layer is never called.
+    Raises ValueError where no image is valid, a layer is never called, a folder holds the bank of something else, or
+    `reuse_only` and there is none.
     """
-    place = folder / digest_of({**key, "layers": list(taps), "images": num_images})[:16]
+    key = {**key, "layers": list(taps), "images": num_images}
+    place = folder / digest_of(key)[:16]
+    if reuse_only and not (place / BANK_FILE).is_file():
+        raise ValueError(f"{folder} holds no bank of this question: {_difference(folder, key)}; leave --banks out")
     place.mkdir(parents=True, exist_ok=True)
     with _locked(place):
-        state = _read_state(place, taps)
+        state = _read_state(place, taps, key)
         if not state["complete"]:
             writer = _Writer(place, key, list(taps), num_images, state)
             _fill(writer, model, taps, loader_from, device, autocast, name)
@@ -185,17 +190,34 @@ def _files(names: Iterable[str]) -> dict[str, str]:
     return {name: f"layer-{number:03d}.npy" for number, name in enumerate(names)}
 
 
-def _read_state(place: Path, taps: Mapping[str, Tap]) -> dict:
-    """What bank.json says, if it and its columns are readable; else the state of an empty bank."""
+def _difference(folder: Path, key: Mapping[str, Any]) -> str:
+    """What the bank nearest to `key` differs in."""
+    wanted = json.loads(json.dumps(key, default=str))
+    found = [json.loads(path.read_text(encoding="utf-8")).get("key", {}) for path in folder.glob(f"*/{BANK_FILE}")]
+    odd = [[name for name in wanted if other.get(name) != wanted[name]] for other in found]
+    nearest = min(odd, key=len, default=[])
+    return f"the nearest is of other {', '.join(nearest)}" if nearest else "there is none"
+
+
+def _read_state(place: Path, taps: Mapping[str, Tap], key: Mapping[str, Any]) -> dict:
+    """What bank.json says, if it and its columns are readable; else the state of an empty bank.
+
+    Raises ValueError where it is the bank of something else: a folder that was renamed or copied.
+    """
     empty = {"rows": 0, "consumed": 0, "doubled": [], "complete": False}
     try:
         state = json.loads((place / BANK_FILE).read_text(encoding="utf-8"))
+        wanted = json.loads(json.dumps(key, default=str))
+        odd = [name for name in wanted if state["key"].get(name) != wanted[name]]
         for file in [*_files(taps).values(), "labels.npy", "sample_ids.npy"]:
             if len(np.load(place / file, mmap_mode="r")) < state["rows"]:
                 return empty
-        return {name: state[name] for name in empty}
+        found = {name: state[name] for name in empty}
     except (OSError, ValueError, KeyError, EOFError):
         return empty
+    if odd:
+        raise ValueError(f"{place} is a bank of other {', '.join(odd)}: remove that folder, and it is made anew")
+    return found
 
 
 @contextmanager

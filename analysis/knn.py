@@ -96,10 +96,10 @@ def figure(values: Mapping[str, Any], title: str) -> str:
     return lines([Panel(title, series, levels=levels, height=220)], categories=layers, x_title=f"layer group · {note}")
 
 
-def text(values: Mapping[str, Any]) -> list[str]:
+def text(values: Mapping[str, Any], what: str = "k-NN") -> list[str]:
     """The table for the console."""
     target, states = values["target"], values["states"]
-    rows = [[f"{target} of k-NN", *states]]
+    rows = [[f"{target} of {what}", *states]]
     rows.append([EMBEDDING, *(number(_value(state["embedding"][target])) for state in states.values())])
     columns = {which: by_layer(state, target) for which, state in states.items()}
     for layer in next(iter(columns.values())):

@@ -20,7 +20,7 @@ from shards.loader import Loader
 from shards.shardset import ShardSet, Split
 from shards.transforms import Transform, eval_transform
 from train.evaluation import AUTOCAST
-from train.hooks import Tap
+from train.hooks import Tap, fine_taps
 from train.layers import embedding_tap, layer_groups, taps
 from train.metrics import UndefinedMetric, evaluate
 from train.rundir import Run, open_run
@@ -42,12 +42,20 @@ def parser(description: str, *, split: str = "test") -> argparse.ArgumentParser:
     made.add_argument(
         "--limit", type=_positive, help="at most so many images of a split, the first as stored (shuffled)"
     )
-    made.add_argument("--layers", help="layer groups, by commas; default: all")
+    made.add_argument("--layers", help="layer groups (or fine taps), by commas; default: all")
+    made.add_argument(
+        "--taps",
+        choices=("groups", "fine"),
+        default="groups",
+        help="where features are taken: after each layer group, or finer: both branches of each transformer block",
+    )
     made.add_argument(
         "--out",
         type=Path,
-        help="folder for results; default: RUN/analysis, and a folder there for weights that are not the best",
+        help="folder for results; default: RUN/analysis, and a folder of its own there for weights that are not the "
+        "best, another split, some images or layers, or fine taps: it replaces nothing of the whole run",
     )
+    made.add_argument("--banks", type=Path, help="folder of feature banks to reuse; without a fitting one, an error")
     made.add_argument("--batch", type=_positive, default=64, help="images a forward pass (default 64)")
     made.add_argument("--workers", type=_positive, default=2, help="decoding threads (default 2)")
     made.add_argument("--device", help="cpu or cuda; default: cuda where there is one")
@@ -55,6 +63,7 @@ def parser(description: str, *, split: str = "test") -> argparse.ArgumentParser:
     made.add_argument("--seed", type=int, default=0, help="of everything that is drawn (default 0)")
     made.add_argument("--force", action="store_true", help="work it out again, even if it is there")
     made.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    made.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher gives it
     return made
 
 
@@ -77,7 +86,9 @@ class Session:
         self.args = args
         self.run: Run = open_run(args.run, args.shards, args.model)
         other = self.run.path == self.run.folder and args.weights != "best"
-        self.out: Path = args.out or (self.run.out_dir / args.weights if other else self.run.out_dir)
+        base = self.run.out_dir / args.weights if other else self.run.out_dir
+        self.out: Path = args.out or base / _part(args)
+        self.features: Path = args.banks or (args.out or base) / "features"
         self.device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._states: dict[str, dict[str, Tensor]] = {}
 
@@ -99,8 +110,13 @@ class Session:
 
     @property
     def taps(self) -> dict[str, nn.Module]:
-        """Layer group -> the module whose output stands for it, for the groups that were asked for."""
-        return {name: tap for name, tap in taps(self.model).items() if name in self.groups}
+        """Layer group -> the module whose output stands for it, or finer taps, those that were asked for."""
+        return self.taps_of(self.model)
+
+    def taps_of(self, model: nn.Module) -> dict[str, nn.Module]:
+        """The same on another copy of the model."""
+        found = fine_taps(model) if self.args.taps == "fine" else taps(model)
+        return {name: found[name] for name in choose(list(found), self.args.layers)}
 
     def state(self, which: str) -> dict[str, Tensor]:
         """The weights of "start" or "end".
@@ -168,7 +184,7 @@ class Session:
         wanted: dict[str, Tap] = {**self.taps, EMBEDDING: embedding_tap(self.model)}
         model = self.holding(which)
         return open_bank(
-            self.out / "features",
+            self.features,
             {**self.identity(which), "split": split.name},
             model,
             wanted,
@@ -177,6 +193,7 @@ class Session:
             device=self.device,
             autocast=AUTOCAST.get(self.args.precision),
             name=f"{self.run.name} {which} on {split.name}",
+            reuse_only=self.args.banks is not None,
         )
 
     def identity(self, *states: str) -> dict[str, Any]:
@@ -195,7 +212,8 @@ class Session:
     def request(self, *states: str, **options: Any) -> dict[str, Any]:
         """What is asked, in full: equal requests have equal answers."""
         split = self.split()
-        shared = {"split": split.name, "images": self.num_images(split), "layers": list(self.groups)}
+        layers = list(self.taps if self.args.taps == "fine" else self.groups)
+        shared = {"split": split.name, "images": self.num_images(split), "layers": layers, "taps": self.args.taps}
         return {**self.identity(*states), **shared, "seed": self.args.seed, **options}
 
     def answered(self, name: str, request: Mapping[str, Any]) -> bool:
@@ -215,6 +233,15 @@ class Session:
     def target(self) -> str:
         """The metric that the set is judged by."""
         return self.shards.manifest.target_metric
+
+
+def _part(args: argparse.Namespace) -> str:
+    """The folder of an analysis of a part: "" for the whole test split, all layer groups."""
+    parts = [f"split-{args.split}"] if args.split != "test" else []
+    parts += [f"limit-{args.limit}"] if args.limit else []
+    parts += [args.taps] if args.taps != "groups" else []
+    parts += ["some-layers"] if args.layers else []
+    return "-".join(parts)
 
 
 def choose(known: Sequence[str], wanted: str | None) -> list[str]:

@@ -59,8 +59,7 @@ def token_hsic(sides: Sequence[tuple["Session", str]], minibatch: int, seed: int
     for session, state in sides:
         model = session.run.build_model()
         model.load_state_dict(session.state(state))
-        taps = dict(zip(session.taps, _taps_of(model, list(session.taps)), strict=True))
-        models.append(Side(model.to(session.device).eval(), taps))
+        models.append(Side(model.to(session.device).eval(), session.taps_of(model)))
     loader = first.loader(Reordered(split, np.concatenate(parts)))
     total, count, images_seen = np.zeros(()), 0, 0
     for images in tqdm(_recut(loader, [len(part) for part in parts]), total=len(parts), unit="batch", disable=None):
@@ -72,13 +71,6 @@ def token_hsic(sides: Sequence[tuple["Session", str]], minibatch: int, seed: int
     if not count:
         raise ValueError("no mini-batch had enough valid images: are the images of the split damaged?")
     return total / count, images_seen
-
-
-def _taps_of(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
-    from train.layers import taps
-
-    found = taps(model)
-    return [found[name] for name in names]
 
 
 def _recut(loader: object, sizes: Sequence[int]) -> Iterator[Tensor]:

@@ -11,9 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
-from analysis import cka, knn, l2, reinit
+from analysis import cka, knn, l2, probe, reinit
 from analysis.session import Session, choose, parser
 from analysis.tokens import Reordered
 from shards.shardset import ShardSet
@@ -28,10 +31,14 @@ ALL = (
     ("swin_tiny_patch4_window7_224", 64),
     ("inception_v3", 80),
     ("tf_efficientnet_lite0", 32),
+    ("convnext_atto", 64),
+    ("focalnet_tiny_srf", 64),
 )
 
 
-def make_run(folder: Path, set_path: Path, model: str, side: int, *, init: bool = True) -> Path:
+def make_run(
+    folder: Path, set_path: Path, model: str, side: int, *, init: bool = True, seeds: tuple[int, int] = (0, 1)
+) -> Path:
     """A run directory whose weights come from two seeds."""
     torch.set_num_threads(1)
     shards = ShardSet(set_path)
@@ -44,7 +51,7 @@ def make_run(folder: Path, set_path: Path, model: str, side: int, *, init: bool 
     )  # fmt: skip
     (folder / "weights").mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"format": 1, "config": content}))
-    for name, seed in (("init", 0), ("best", 1)):
+    for name, seed in zip(("init", "best"), seeds, strict=True):
         if name == "best" or init:
             made = create(model, shards.num_classes, manifest.channels, img_size=side, seed=seed)
             save_weights(folder / "weights" / f"{name}.safetensors", made.state_dict(), info)
@@ -56,6 +63,8 @@ def arguments(run: Path, *flags: str, script: str = "knn") -> Namespace:
     if script == "knn":
         made.add_argument("--k", type=int)
         made.add_argument("--temperature", type=float, default=0.1)
+    if script in ("knn", "probe"):
+        probe.flags(made)
     if script == "cka":
         made.add_argument("--features", default="pooled")
         made.add_argument("--pool", default="auto")
@@ -171,7 +180,8 @@ def test_reinit_has_its_baseline_and_plain_passes_agree(run):
 
 def test_rerand_is_another_result(run):
     reinit.main(arguments(run, "--to", "random", "--layers", "classifier", script="reinit"))
-    assert list(result(run, "rerand")["layers"]) == ["classifier"]
+    found = json.loads((run / "analysis" / "some-layers" / "rerand.json").read_text())
+    assert list(found["layers"]) == ["classifier"]
 
 
 def test_weights_file_and_deepspeed_checkpoint_are_runs_too(run, tiny_set, tmp_path):
@@ -191,6 +201,9 @@ REFUSED: dict[str, tuple[Callable[[Namespace], None], tuple[str, ...], str]] = {
     "split": (knn.main, ("--split", "tests"), r"split 'tests' does not exist in tiny; it has train, val, test"),
     "layer": (knn.main, ("--layers", "blocks.55.3"), r"unknown layer 'blocks.55.3'; nearest: blocks\.5\.3"),
     "k": (knn.main, ("--k", "0", "--force"), r"k must be at least 1"),
+    "banks": (knn.main, ("--banks", "nowhere"), r"nowhere holds no bank of this question: there is none"),
+    "probe on its own bank": (probe.main, ("--split", "train"), r"fitted on train says nothing of train"),
+    "strength": (probe.main, ("--strength", "-1", "--layers", "stem"), r"must be above 0, got \[-1"),
 }
 
 
@@ -215,12 +228,66 @@ def test_no_layer_named_is_refused():
         choose(["a"], " , ")
 
 
+def test_probe_is_scikit_learns_regression_of_the_chosen_strength(run):
+    """The whole path held against another solver of scikit-learn, by hand from the banks."""
+    probe.main(arguments(run, "--layers", "stem", script="probe"))
+    found = json.loads((run / "analysis" / "some-layers" / "probe.json").read_text())
+    session = Session(arguments(run, "--layers", "stem"))
+    bank, queries = session.bank("end", "train"), session.bank("end")
+    for layer, how in (("stem", "mean"),):
+        state = found["states"]["end"]
+        strength = state["chosen"][f"{layer} {how}"]["strength"]
+        oracle = make_pipeline(
+            StandardScaler(), LogisticRegression(C=1 / (strength * 60), solver="newton-cholesky", tol=1e-12)
+        ).fit(np.float64(bank.layer(layer)), bank.labels)
+        expected = session.metrics(queries.labels, oracle.predict_proba(np.float64(queries.layer(layer))))
+        row = state["embedding"] if layer == "embedding" else state["layers"][layer][how]
+        assert row == pytest.approx(expected, abs=1e-6, nan_ok=True)
+
+
+def test_an_analysis_of_a_part_replaces_nothing(run):
+    knn.main(arguments(run, "--layers", "classifier"))
+    before = {path: path.read_bytes() for path in (run / "analysis").glob("*.json")}
+    for flags, folder in (
+        (("--limit", "9"), "limit-9-some-layers"),
+        (("--split", "val"), "split-val-some-layers"),
+        (("--taps", "fine"), "fine-some-layers"),
+    ):
+        knn.main(arguments(run, "--layers", "classifier", *flags))
+        assert (run / "analysis" / folder / "knn.json").is_file()
+    assert {path: path.read_bytes() for path in (run / "analysis").glob("*.json")} == before
+
+
+def test_banks_of_another_run_are_of_other_weights(run, tiny_set, tmp_path):
+    knn.main(arguments(run, "--layers", "classifier"))
+    banks = run / "analysis" / "features"
+    again = arguments(run, "--layers", "classifier", "--banks", str(banks), "--force", "--out", str(tmp_path / "o"))
+    knn.main(again)
+    assert not (tmp_path / "o" / "features").exists()
+    other = make_run(tmp_path / "other", tiny_set, *SMALL, seeds=(2, 3))
+    with pytest.raises(ValueError, match=r"holds no bank of this question: the nearest is of other weights; leave"):
+        knn.main(arguments(other, "--layers", "classifier", "--banks", str(banks)))
+
+
+def test_runs_of_different_sets_are_not_compared(run, tiny_set, tmp_path, make_set):
+    moved = make_set(tmp_path / "set", seed=5)
+    other = make_run(tmp_path / "other", moved.path, *SMALL)
+    with pytest.raises(ValueError, match="of different shard sets: CKA wants the same images"):
+        cka.main(arguments(run, "--against", str(other), script="cka"))
+
+
+def test_a_set_without_a_test_split_names_those_it_has(tmp_path, make_set):
+    run = make_run(tmp_path / "run", make_set(tmp_path / "set", test=0).path, *SMALL)
+    with pytest.raises(ValueError, match="split 'test' does not exist in tiny; it has train, val"):
+        knn.main(arguments(run))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "side"), ALL)
 def test_every_analysis_runs_for_every_family(tmp_path, tiny_set, model, side):
     folder = make_run(tmp_path / "run", tiny_set, model, side)
-    for script, name in ((knn, "knn"), (cka, "cka"), (l2, "l2"), (reinit, "reinit")):
-        script.main(arguments(folder, script=name))
+    for script, name in ((knn, "knn"), (probe, "probe"), (cka, "cka"), (l2, "l2"), (reinit, "reinit")):
+        script.main(arguments(folder, *(("--strength", "0.1") if name == "probe" else ()), script=name))
         found = result(folder, name)
         assert found["request"]["layers"] == list(found.get("layers") or found["request"]["layers"])
     assert len(result(folder, "cka")["sides"]["end"]) > 5

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from train.layers import InputOf
+from train.layers import InputOf, taps
 
 Tap = nn.Module | InputOf
 How = Literal["auto", "cls", "mean", "both"]
@@ -58,6 +58,32 @@ def tapped(model: nn.Module, taps: Mapping[str, Tap]) -> Iterator[dict[str, Tens
         for name, tap in taps.items():
             stack.callback(_attach(name, tap, outputs))
         yield outputs
+
+
+def fine_taps(model: nn.Module) -> dict[str, nn.Module]:
+    """Finer than layer groups, as the published study taps: tap name -> module, from the input to the head.
+
+    Transformers (ViT, Swin, FocalNet): what each block's attention ("….attn") and MLP ("….mlp") branch gives before it
+    is added to the residual stream, between patch embedding and head. Convolutional nets: the first convolution and
+    each block (Inception: each Conv2d_ and Mixed_ module).
+    """
+    groups = taps(model)
+    named = {name: child for name, child in model.named_children() if name.startswith(("Conv2d_", "Mixed_"))}
+    if named:
+        return {**named, list(groups)[-1]: groups[list(groups)[-1]]}
+    branches = {
+        f"{path}.{kind}": getattr(block, attribute)
+        for path, block in model.named_modules()
+        for kind, attribute in (("attn", "drop_path1"), ("mlp", "drop_path2"))
+        if isinstance(getattr(block, attribute, None), nn.Module)
+    }
+    (first, _), *rest = groups.items()
+    if branches:
+        embed = getattr(model, "patch_embed", None)
+        return {"patch_embed": embed if embed is not None else groups[first], **branches, rest[-1][0]: rest[-1][1]}
+    name = (getattr(model, "pretrained_cfg", None) or {}).get("first_conv") or ""
+    start = dict(model.named_modules()).get(name if isinstance(name, str) else name[0])
+    return dict([(name, start) if start is not None and name else (first, groups[first]), *rest])
 
 
 def layout_of(model: nn.Module) -> Layout:
