@@ -162,8 +162,10 @@ class Session:
     def transform(self) -> Transform:
         """The evaluation transform of the training, or the usual one for foreign weights."""
         info, config, manifest = self.run.info, self.run.config, self.shards.manifest
-        resize = config.data.resize_to if config is not None else round(info.img_size * RESIZE_SHARE)
-        return eval_transform(info.img_size, info.mean or manifest.mean, info.std or manifest.std, resize=resize)
+        mean, std = info.mean or manifest.mean, info.std or manifest.std
+        if config is not None:
+            return config.data.eval_transform(mean, std)
+        return eval_transform(info.img_size, mean, std, resize=round(info.img_size * RESIZE_SHARE))
 
     def loader(self, split: Split, consumed: int = 0) -> Loader:
         """One pass over a split in stored order, from image `consumed` on."""

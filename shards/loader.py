@@ -8,7 +8,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from typing import Any, Literal, NamedTuple
 
@@ -18,6 +18,7 @@ import torch
 from shards.draws import DrawKeys
 from shards.host_executor import HostExecutor
 from shards.index import ENCODING_NAMES
+from shards.joined import JoinedSplit
 from shards.plan import Plan, PlanConfig, Slice, check_world
 from shards.shardset import CorruptSample, Split
 from shards.transforms import Drawn, Transform
@@ -52,11 +53,15 @@ class Loader:
     all that a checkpoint needs, on any number of ranks.
 
     Args:
-        split: which samples.
+        split: which samples; several for a mixture.
         transform: what is made of them.
-        global_batch: samples a step over all ranks.
+        global_batch: samples a step over all ranks. May be another than `plan` was laid for: the order goes on, the
+            batches are cut anew.
         seed: of the order and of all draws.
         order, tail: of the plan; see `plan.PlanConfig`.
+        plan: takes the place of seed, order and tail in what comes when (`choosing.plan_of`: fractions, balance,
+            mixtures); the draws keep `seed`.
+        node_ranks: the ranks that share this machine's cache; none: this one alone.
         rank, world: which part of each global batch.
         executor: `host`, `dali`, or `auto`: DALI on a GPU, the host elsewhere.
         device: `cpu`, `cuda` or `cuda:N`; where the tensors lie.
@@ -75,11 +80,13 @@ class Loader:
 
     def __init__(
         self,
-        split: Split,
+        split: Split | JoinedSplit,
         transform: Transform,
         *,
         global_batch: int,
         seed: int = 0,
+        plan: Plan | None = None,
+        node_ranks: Sequence[int] | None = None,
         order: Literal["global", "windowed", "sequential"] = "global",
         tail: Literal["carry", "drop", "partial"] = "carry",
         rank: int = 0,
@@ -107,7 +114,18 @@ class Loader:
         self.rank, self.world, self.prefetch, self.verify = rank, world, prefetch, verify
         self.micro_batch, self.max_bad = micro_batch or share, 0 if strict else _allowed_bad(split, max_bad)
         self.device = torch.device(device)
-        self.plan = Plan(split.shard_sizes, PlanConfig(global_batch, seed, order=order, tail=tail), split.digest)
+        config = PlanConfig(global_batch, seed, order=order, tail=tail)
+        self.plan = plan or Plan(split.shard_sizes, config, split.digest)
+        if self.plan.shard_starts[-1] != split.num_samples:
+            raise ValueError(
+                f"the plan is of {self.plan.shard_starts[-1]} stored samples, the split has {split.num_samples}"
+            )
+        if global_batch != self.plan.config.global_batch and self.plan.config.tail != "carry":
+            raise ValueError(
+                f"tail {self.plan.config.tail!r} was laid for a global batch of {self.plan.config.global_batch}, not "
+                f"{global_batch}: only 'carry' goes on with another batch"
+            )
+        self.global_batch, self.node_ranks = global_batch, node_ranks
         self.plan.slice(0, world, rank)  # refuses a rank outside the world
         self.executor = choose_executor(executor, self.device)
         self._make = lambda: make_executor(
@@ -126,8 +144,8 @@ class Loader:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Global batches that cover an epoch."""
-        return self.plan.steps(1)
+        """Global batches that cover an epoch, the last perhaps in part."""
+        return -(-self.plan.samples_per_epoch // self.global_batch)
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches from `samples_consumed` on. One iteration at a time; a new one ends the one before."""
@@ -155,7 +173,7 @@ class Loader:
 
     def prepare(self, executor: Any, consumed: int) -> list[Batch]:
         """The rank's part of the global batch after `consumed` samples, in pieces of `micro_batch`."""
-        part = self.plan.slice(consumed, self.world, self.rank)
+        part = self.plan.slice(consumed, self.world, self.rank, global_batch=self.global_batch)
         pieces = range(0, len(part.positions), self.micro_batch)
         return [self._piece(executor, Slice._make(column[i : i + self.micro_batch] for column in part)) for i in pieces]
 
@@ -223,7 +241,7 @@ class Loader:
             )
 
 
-def _allowed_bad(split: Split, max_bad: int) -> int:
+def _allowed_bad(split: Split | JoinedSplit, max_bad: int) -> int:
     """Samples that may be masked: a number fit for millions would let a small set train on nothing."""
     return min(max_bad, max(split.num_samples // 10, 1))
 
@@ -249,10 +267,17 @@ class _Worker:
 
     def _prepare(self) -> Iterator[_Prepared]:
         loader, plan = self._loader, self._loader.plan
-        consumed, batch = loader.samples_consumed, plan.config.global_batch
+        consumed, batch = loader.samples_consumed, loader.global_batch
         end = plan.samples_per_epoch if plan.config.tail == "partial" else None
         executor = loader._make()
-        ahead = loader.split.fetch_ahead(plan, consumed, world=loader.world, rank=loader.rank)
+        ahead = loader.split.fetch_ahead(
+            plan,
+            consumed,
+            world=loader.world,
+            rank=loader.rank,
+            node_ranks=loader.node_ranks,
+            global_batch=batch,
+        )
         try:
             while end is None or consumed < end:
                 ahead.advance(consumed)
@@ -306,7 +331,7 @@ def _distributions() -> list[str]:
 
 def make_executor(
     name: Literal["dali", "host"],
-    split: Split,
+    split: Split | JoinedSplit,
     transform: Transform,
     *,
     batch: int,

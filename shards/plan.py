@@ -161,9 +161,20 @@ class Plan:
         places = rank_places(global_batch or self.config.global_batch, world, rank)
         return Slice(*self.draw(consumed + places), places)
 
-    def reads(self, consumed: int, ahead: int, world: int = 1, ranks: Sequence[int] = (0,)) -> Reads:
-        """The shards that these ranks (those of one node) read in the next `ahead` samples of the stream."""
-        batch = self.config.global_batch
+    def reads(
+        self,
+        consumed: int,
+        ahead: int,
+        world: int = 1,
+        ranks: Sequence[int] = (0,),
+        *,
+        global_batch: int | None = None,
+    ) -> Reads:
+        """The shards that these ranks (those of one node) read in the next `ahead` samples of the stream.
+
+        global_batch: of `slice`, where it is another than the order was laid for.
+        """
+        batch = global_batch or self.config.global_batch
         places = np.sort(np.concatenate([rank_places(batch, world, rank) for rank in ranks]))
         starts = np.arange(consumed, consumed + ahead, batch)
         stream = (starts[:, None] + places).ravel()

@@ -184,21 +184,29 @@ class Split:
         return image
 
     def fetch_ahead(
-        self, plan: Plan, consumed: int = 0, *, world: int = 1, rank: int = 0, node_ranks: Sequence[int] | None = None
+        self,
+        plan: Plan,
+        consumed: int = 0,
+        *,
+        world: int = 1,
+        rank: int = 0,
+        node_ranks: Sequence[int] | None = None,
+        global_batch: int | None = None,
     ) -> Ahead:
         """Bring shards before they are read: call `advance(consumed)` as the plan is walked, `close()` at the end.
 
-        `node_ranks`: the ranks that share this machine's cache. A local set has nothing to bring.
+        `node_ranks`: the ranks that share this machine's cache. `global_batch`: where it is another than the plan was
+        laid for. A local set has nothing to bring.
 
         Raises:
             ValueError: the cache's limit is smaller than what these ranks read at a time.
         """
         ranks = (rank,) if node_ranks is None else tuple(node_ranks)
         stream = Stream(
-            reads=lambda start, ahead: plan.reads(start, ahead, world, (rank,)),
-            node_reads=lambda start, ahead: plan.reads(start, ahead, world, ranks),
+            reads=lambda start, ahead: plan.reads(start, ahead, world, (rank,), global_batch=global_batch),
+            node_reads=lambda start, ahead: plan.reads(start, ahead, world, ranks, global_batch=global_batch),
             consumed=consumed,
-            batch=plan.config.global_batch,
+            batch=global_batch or plan.config.global_batch,
             epoch=plan.samples_per_epoch,
         )
         return self.storage.fetch_ahead(self.shards, stream)

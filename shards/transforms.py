@@ -5,8 +5,9 @@ parameters. An executor then applies these; neither it nor a graph of DALI ever 
 they mean stand in `shards.operators`, `shards.warps` and `shards.colours`.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 
@@ -190,3 +191,35 @@ def eval_transform(
     if isinstance(before, int):
         require(before >= max(target), _too_large("CenterCrop", target, str(before)))
     return Transform((Resize(before), CenterCrop(target), Normalize(tuple(mean), tuple(std))))
+
+
+def transform_of(steps: Sequence[Mapping[str, Any]], mean: Sequence[float], std: Sequence[float]) -> Transform:
+    """A transform from data: `[{"op": "RandomResizedCrop", "size": 224}, {"op": "HorizontalFlip", "p": 0.5}]`.
+
+    `op` is one of OPERATORS, the rest its parameters, lists for tuples. Normalize need not be named: it stands at the
+    end, or before Erasing.
+
+    Raises:
+        ValueError: an unknown operator or parameter (with the known ones), or what `Transform` refuses.
+    """
+    operators = [operator_of(step) for step in steps]
+    if not any(isinstance(operator, Normalize) for operator in operators):
+        place = next((i for i, operator in enumerate(operators) if isinstance(operator, Erasing)), len(operators))
+        operators.insert(place, Normalize(tuple(mean), tuple(std)))
+    return Transform(tuple(operators))
+
+
+def operator_of(step: Mapping[str, Any]) -> Operator:
+    """One operator from data, as `transform_of` takes it."""
+    name = step.get("op")
+    if name not in OPERATORS:
+        raise ValueError(f"unknown operator {name!r}; known: {', '.join(OPERATORS)}")
+    kind = OPERATORS[name]
+    known = [each.name for each in fields(kind)]
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in step.items() if key != "op"}
+    if unknown := [key for key in given if key not in known]:
+        raise ValueError(f"{name} has no parameter {unknown[0]!r}; it has {', '.join(known) or 'none'}")
+    try:
+        return kind(**given)
+    except TypeError as error:
+        raise ValueError(f"{name}: {error}") from None

@@ -6,6 +6,7 @@ In-process runs are one rank; `launch` starts several, under deepspeed's launche
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from faulty_server import serve
 from safetensors.torch import load_file
 
 from shards.loader import Loader
@@ -27,7 +29,7 @@ from train import checkpoints
 from train.models import create
 from train.reporting import read_metrics
 from train.run import command_line, main
-from train.rundir import open_run
+from train.rundir import open_run, read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN = str(ROOT / "train" / "run.py")
@@ -217,6 +219,48 @@ def test_a_damaged_image_is_masked_and_named_and_splits_may_lack(
     assert all(math.isfinite(loss) for _, loss in losses(run))
     with pytest.raises(ValueError, match="cannot be read"):
         train(shards.path, "strict", "--epochs", "1", "--max-bad", "0")
+
+
+def test_a_set_at_a_url_trains_as_the_folder_does(tiny_set: Path) -> None:
+    with serve(tiny_set) as server:
+        cache = ["--cache", "fetched", "--cache-limit", "1MB"]
+        remote = train(server.url, "remote", "--epochs", "1", "--order", "windowed", *cache)  # type: ignore[arg-type]
+    local = train(tiny_set, "local", "--epochs", "1", "--order", "windowed")
+    assert losses(remote) == losses(local) and list(Path("fetched").rglob("train-*.tar"))
+    assert open_run(remote).config.data.shards == server.url  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="give a folder for what is fetched"):
+        main(["--shards", server.url, "--model", "test_vit", "--name", "none", *FAST])
+
+
+def test_parts_and_mixtures_go_on_from_any_step(tiny_set: Path, make_set: Callable[..., ShardSet]) -> None:
+    other = make_set(Path("other"), seed=9, name="other").path
+    flags = ["--mix", f"{tiny_set}=0.75,{other}=0.25", "--fraction", "0.5", "--epochs", "2"]
+    whole = train(tiny_set, "whole", *flags)
+    train(tiny_set, "part", *flags, "--stop-after-steps", "3")
+    assert main(["--resume", "runs/part"]) == 0
+    assert losses(Path("runs/part")) == losses(whole)
+    balanced = train(tiny_set, "balanced", "--balance", "classes", "--epochs", "1")
+    assert read_json(balanced / "config.json")["config"]["data"]["balance"] == "classes"
+    with pytest.raises(ValueError, match="mix: got 'A=x'"):
+        train(tiny_set, "none", "--mix", "A=x,B=1")
+
+
+def test_operators_of_ones_own(tiny_set: Path) -> None:
+    steps = '[{"op": "Resize", "size": 40}, {"op": "RandomCrop", "size": 32}, {"op": "Solarize", "p": 0.3}]'
+    squash = '[{"op": "Resize", "size": [32, 32]}]'
+    run = train(tiny_set, "own", "--epochs", "1", "--train-operators", steps, "--eval-operators", squash)
+    data = open_run(run).config.data  # type: ignore[union-attr]
+    assert [type(each).__name__ for each in data.eval_transform([0.5] * 3, [0.5] * 3).operators] == [
+        "Resize",
+        "Normalize",
+    ]
+    for wrong, message in (
+        ('[{"op": "Blur"}]', "unknown operator 'Blur'; known: Resize"),
+        ('[{"op": "Resize", "side": 3}]', "Resize has no parameter 'side'; it has size"),
+        ('[{"op": "Resize", "size": [64, 64]}]', "end in 64 x 64 pixels, image_size is 32"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            train(tiny_set, "none", "--train-operators", wrong)
 
 
 def test_a_frozen_backbone_stays(tiny_set: Path) -> None:

@@ -16,6 +16,7 @@ from torch import nn
 from shards.loader import choose_executor
 from shards.manifest import write_aside
 from shards.shardset import ShardSet
+from shards.storage import is_url
 from train import checkpoints
 from train.config import Config
 from train.ds_settings import DeepSpeedSettings
@@ -116,7 +117,10 @@ def versions() -> dict[str, str]:
 def settled(config: Config, shards: ShardSet, device: torch.device) -> Config:
     """The config with what the machine decides written in: the executor, and the set's place."""
     executor = choose_executor(config.data.executor, device)
-    data = config.data.model_copy(update={"executor": executor, "shards": str(shards.path.resolve())})
+    where = config.data.shards
+    if where is None or not is_url(where):
+        where = str(shards.path.resolve())
+    data = config.data.model_copy(update={"executor": executor, "shards": where})
     return config.model_copy(update={"data": data})
 
 

@@ -7,6 +7,7 @@ train/ds_settings.py.
 
 import difflib
 import json
+import math
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,10 @@ from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
+
+from shards.reshard import parse_size
+from shards.shardset import ShardSet
+from shards.transforms import Transform, eval_transform, transform_of
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -32,7 +37,20 @@ class Data(Section):
     """Which images, and how they are cut and fed."""
 
     shards: str | None = Field(
-        default=None, description="folder of the shard set; none: the only set under data/shards"
+        default=None, description="folder or URL of the shard set; none: the only set under data/shards"
+    )
+    cache: str | None = Field(default=None, description="folder for shards fetched from a URL, shared by runs")
+    cache_limit: str | None = Field(default=None, description="most bytes in it, such as 200GB; none: no limit")
+    mix: str | None = Field(
+        default=None, description="train on several sets in shares: PLACE=0.7,PLACE=0.3; shards is tested on"
+    )
+    fraction: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0, description="share of the training split, by whole groups, stratified; .1 lies within .2"
+    )
+    fraction_seed: Count = Field(default=0, description="which share")
+    exclude: str | None = Field(default=None, description="text file of keys to leave out of training, one a line")
+    balance: Literal["none", "classes"] = Field(
+        default="none", description="classes: every class comes equally often in an epoch"
     )
     view: str | None = Field(default=None, description="label view of the manifest; none: its default view")
     labels_file: str | None = Field(default=None, description="csv (key, label columns) that replaces the labels")
@@ -50,7 +68,17 @@ class Data(Section):
     crop_scale: tuple[Positive, Positive] = Field(
         default=(0.8, 1.0), description="area of a random crop, share of the image"
     )
+    train_operators: list[dict[str, Any]] | None = Field(
+        default=None, description='in place of the preset, as JSON: [{"op": "HorizontalFlip", "p": 0.5}, ...]'
+    )
+    eval_operators: list[dict[str, Any]] | None = Field(
+        default=None, description="in place of resize and center crop, likewise"
+    )
     order: Literal["global", "windowed", "sequential"] = Field(default="global", description="order of an epoch")
+    window: Annotated[int, Field(ge=1)] = Field(default=16, description="windowed: shards a window")
+    partitions: Annotated[int, Field(ge=1)] = Field(
+        default=64, description="windowed: parts of equal size, so that nodes read different shards"
+    )
     tail: Literal["carry", "drop"] = Field(
         default="carry", description="end of an epoch: carried into the next, or dropped"
     )
@@ -73,13 +101,60 @@ class Data(Section):
             raise ValueError(
                 f"resize {self.resize} is below image_size {self.image_size}: the center crop would not fit"
             )
+        for name in ("train_operators", "eval_operators"):
+            if (steps := getattr(self, name)) is not None:
+                size = transform_of(steps, (0.5,) * 3, (0.5,) * 3).size
+                if size != (self.image_size, self.image_size):
+                    raise ValueError(
+                        f"{name} end in {size[0]} x {size[1]} pixels, image_size is {self.image_size}: make them agree"
+                    )
+        if self.mix is not None:
+            shares(self.mix)
+        if self.cache_limit is not None:
+            parse_size(self.cache_limit)
         return self
+
+    @property
+    def cache_bytes(self) -> int | None:
+        """`cache_limit` in bytes."""
+        return parse_size(self.cache_limit) if self.cache_limit is not None else None
+
+    def open(self, place: str | Path) -> ShardSet:
+        """A shard set at a folder or URL, under this view, these files and this cache."""
+        return ShardSet(
+            place,
+            view=self.view,
+            labels_file=self.labels_file,
+            split_file=self.split_file,
+            cache=self.cache,
+            cache_limit=self.cache_bytes,
+        )
 
     @property
     def resize_to(self) -> int | tuple[int, int]:
         """What evaluation resizes an image to before the center crop, pixels: the short side; both under `study`."""
         side = self.resize or round(self.image_size * 256 / 224)
         return (side, side) if self.preset == "study" else side
+
+    def eval_transform(self, mean: Sequence[float], std: Sequence[float]) -> Transform:
+        """What evaluation makes of an image: its own operators, or resize and center crop; then normalisation."""
+        if self.eval_operators is not None:
+            return transform_of(self.eval_operators, mean, std)
+        return eval_transform(self.image_size, mean, std, resize=self.resize_to)
+
+
+def shares(mix: str) -> dict[str, float]:
+    """Place -> share of `PLACE=0.7,PLACE=0.3`. Raises ValueError for anything else."""
+    found: dict[str, float] = {}
+    for part in mix.split(","):
+        place, _, share = part.rpartition("=")
+        try:
+            found[place.strip()] = float(share)
+        except ValueError:
+            place = ""
+        if not place or not 0 < found[place.strip()] < math.inf:
+            raise ValueError(f"mix: got {part!r}; write places and positive shares, PLACE=0.7,PLACE=0.3")
+    return found
 
 
 class Model(Section):
@@ -219,8 +294,8 @@ class Config(Section):
 
 
 # What may differ when a run goes on: none of it reaches a weight.
-RESUMABLE = {"shards", "threads", "prefetch", "verify", "checkpoint_every", "checkpoint_minutes"} | {
-    "keep_checkpoints", "log_every", "tensorboard"
+RESUMABLE = {"shards", "cache", "cache_limit", "threads", "prefetch", "verify"} | {
+    "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "log_every", "tensorboard"
 }  # fmt: skip
 
 

@@ -27,6 +27,12 @@ class Ranks:
     rank: int = 0
     world: int = 1
     local_rank: int = 0
+    local_world: int = 1  # ranks on this machine
+
+    @property
+    def of_node(self) -> range:
+        """The ranks of this machine: the launcher numbers them one after the other."""
+        return range(self.rank - self.local_rank, self.rank - self.local_rank + self.local_world)
 
     @property
     def first(self) -> bool:
@@ -39,7 +45,7 @@ def ranks_from_environment() -> Ranks:
     return Ranks(*(int(os.environ.get(name, default)) for name, default in _ENVIRONMENT))
 
 
-_ENVIRONMENT = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
+_ENVIRONMENT = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("LOCAL_SIZE", "1"))
 
 
 def device_of(ranks: Ranks) -> torch.device:

@@ -93,7 +93,7 @@ def evaluate_split(
     job: Job, model: nn.Module, split: str, *, stop: Callable[[], bool] = lambda: False
 ) -> Scores | None:
     """Loss and metrics of a model on a split of the job's set; None where `stop` said so. All ranks call it."""
-    loader = job.loader(job.shards.split(split), training=False)
+    loader = job.evaluation_loader(job.shards.split(split))
     try:
         found = predict(model, loader, device=job.device, precision=job.settings.precision, stop=stop)
         bad = [f"{key} is left out: {reason}" for key, reason in loader.bad]

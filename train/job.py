@@ -1,15 +1,19 @@
 """One training job: what stays the same from its first step to its last, and the loaders that follow from it."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from shards.choosing import Choice, plan_of
+from shards.joined import JoinedSplit
 from shards.loader import Loader
-from shards.plan import Plan
+from shards.plan import Plan, PlanConfig
 from shards.shardset import ShardSet, Split
-from shards.transforms import Transform, eval_transform, train_transform
-from train.config import Config
+from shards.transforms import Transform, train_transform, transform_of
+from train.config import Config, shares
 from train.ds_settings import DeepSpeedSettings
 from train.engine import Ranks
 from train.rundir import WeightsInfo
@@ -34,38 +38,61 @@ class Job:
 
     @property
     def train_transform(self) -> Transform:
-        """The preset's augmentation, and normalisation with the set's mean and std."""
+        """The preset's augmentation or the config's own, and normalisation with the set's mean and std."""
         data, manifest = self.config.data, self.shards.manifest
+        if data.train_operators is not None:
+            return transform_of(data.train_operators, manifest.mean, manifest.std)
         return train_transform(data.image_size, manifest.mean, manifest.std, scale=data.crop_scale, preset=data.preset)
 
     @property
     def eval_transform(self) -> Transform:
         """Resize, center crop, normalisation."""
         data, manifest = self.config.data, self.shards.manifest
-        return eval_transform(data.image_size, manifest.mean, manifest.std, resize=data.resize_to)
+        return data.eval_transform(manifest.mean, manifest.std)
 
-    @property
-    def plan(self) -> Plan:
-        """The order of the training split, as its loader has it."""
-        return self.loader(self.shards.split("train"), training=True).plan
-
-    def loader(self, split: Split, *, training: bool, consumed: int = 0) -> Loader:
-        """Batches of this rank: endless from `consumed`, or one pass."""
+    @cached_property
+    def training_split(self) -> Split | JoinedSplit:
+        """The training split, or those of a mixture."""
         data = self.config.data
+        if data.mix is None:
+            return self.shards.split("train")
+        sets = [data.open(place) for place in shares(data.mix)]
+        return JoinedSplit([each.split("train") for each in sets])
+
+    @cached_property
+    def plan(self) -> Plan:
+        """What of the training split comes when."""
+        data = self.config.data
+        config = PlanConfig(self.batch, self.config.training.seed, data.order, data.tail, data.window, data.partitions)
+        exclude = Path(data.exclude) if data.exclude is not None else None
+        cache = Path(data.cache) if data.cache is not None else None
+        choice = Choice(data.fraction, data.fraction_seed, exclude, data.balance, cache)
+        weights = list(shares(data.mix).values()) if data.mix is not None else None
+        return plan_of(self.training_split, config, choice, weights)
+
+    def training_loader(self, consumed: int = 0) -> Loader:
+        """This rank's part of the training, endless from `consumed` samples of all ranks on."""
+        return self._loader(self.training_split, self.train_transform, plan=self.plan, samples_consumed=consumed)
+
+    def evaluation_loader(self, split: Split) -> Loader:
+        """This rank's part of one pass over a split, every sample once."""
+        return self._loader(split, self.eval_transform, order="sequential", tail="partial")
+
+    def _loader(self, split: Split | JoinedSplit, transform: Transform, **more: Any) -> Loader:
+        data, ranks = self.config.data, self.ranks
         return Loader(
             split,
-            self.train_transform if training else self.eval_transform,
+            transform,
             global_batch=self.batch,
             seed=self.config.training.seed,
-            order=data.order if training else "sequential",
-            tail=data.tail if training else "partial",
-            rank=self.ranks.rank,
-            world=self.ranks.world,
+            node_ranks=ranks.of_node,
+            rank=ranks.rank,
+            world=ranks.world,
             executor=data.executor,
             device=str(self.device),
             threads=data.threads,
             prefetch=data.prefetch,
-            samples_consumed=consumed,
             verify=data.verify,
             max_bad=data.max_bad,
+            **more,
         )

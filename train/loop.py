@@ -70,7 +70,7 @@ class Trainer:
         Raises Preempted after a SIGTERM, SIGUSR1 or Ctrl-C, with a checkpoint written.
         """
         progress, last = self.progress, self.rates.total_steps
-        loader = self.job.loader(self.job.shards.split("train"), training=True, consumed=progress.consumed)
+        loader = self.job.training_loader(progress.consumed)
         waited = loader.wait_seconds
         try:
             with self._signals():

@@ -23,6 +23,7 @@ from pydantic.fields import FieldInfo
 from shards.errors import run_cli
 from shards.plan import check_world
 from shards.shardset import ShardSet
+from shards.storage import is_url
 from train import config as configs
 from train import ds_settings
 from train.config import Config
@@ -159,10 +160,11 @@ def _micro(settings: DeepSpeedSettings) -> dict[str, Any]:
 def open_shards(config: Config) -> ShardSet:
     """The set of the config, or the only one under data/shards. Raises ValueError listing what is there."""
     data = config.data
-    where = Path(data.shards) if data.shards is not None else _only_set(SHARDS_FOLDER)
-    if not (where / "manifest.json").is_file():
+    place = data.shards or next(iter(configs.shares(data.mix)), None) if data.mix else data.shards
+    where = place if place is not None else _only_set(SHARDS_FOLDER)
+    if not is_url(where) and not (Path(where) / "manifest.json").is_file():
         raise ValueError(f"no shard set in {where} (it has no manifest.json). {_found(SHARDS_FOLDER)}")
-    return ShardSet(where, view=data.view, labels_file=data.labels_file, split_file=data.split_file)
+    return data.open(where)
 
 
 def _sets(folder: Path) -> list[Path]:

@@ -126,6 +126,8 @@ class Run:
             view=config.data.view if config is not None else None,
             labels_file=data.labels_file if data else None,
             split_file=data.split_file if data else None,
+            cache=config.data.cache if config is not None else None,
+            cache_limit=config.data.cache_bytes if config is not None else None,
         )
         if self.given_shards is None and self.info.manifest_digest not in ("", found.manifest.digest):
             raise ValueError(f"{where} is not the set that {self.path} was trained on: give --shards DIR")
