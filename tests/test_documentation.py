@@ -28,6 +28,15 @@ def test_links_to_files_lead_somewhere(page: Path):
             assert (page.parent / target).exists(), f"{page.name} links to {target}, which is not there"
 
 
+def test_the_code_of_extending_runs(tmp_path: Path):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.DOTALL)
+    assert len(blocks) >= 5
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(blocks)], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 QUOTED = re.compile(r"^\| `([^`]+)` \|", re.MULTILINE)
 LINES = QUOTED.findall((ROOT / "docs" / "troubleshooting.md").read_text())
 SOURCES = "".join(

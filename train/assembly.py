@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from importlib import metadata
 from pathlib import Path
 
@@ -23,10 +24,12 @@ from train.ds_settings import DeepSpeedSettings
 from train.engine import Ranks, agree, build_engine, join
 from train.job import Job
 from train.layers import classifier_keys, layer_groups
+from train.lock import take
 from train.loop import Progress, Trainer
 from train.metrics import check_metric
 from train.models import create, report_of
 from train.optimisation import Rates, make_optimizer
+from train.pulse import Pulse
 from train.reporting import Reporter, dumps
 from train.rundir import CONFIG_FILE, WeightsInfo, read_weights, save_weights
 from train.starts import make_start
@@ -44,8 +47,9 @@ def build(
     device: torch.device,
     *,
     resume: bool,
+    ends: ExitStack,
 ) -> Trainer:
-    """The trainer of a new run, or of one that goes on. All ranks call it.
+    """The trainer of a new run, or of one that goes on. All ranks call it; `ends` gets what is to be closed after it.
 
     Raises ValueError for all that does not fit, on every rank, with nothing written.
     """
@@ -57,11 +61,13 @@ def build(
     if config.model.freeze_backbone:
         freeze_backbone(model)
     lr = config.optimizer.lr * (job.batch / 256 if config.optimizer.autoscale_lr else 1)
-    optimizer = make_optimizer(config.optimizer, model, lr=lr, stage=settings.stage, layers=layers)
+    optimizer = make_optimizer(config.optimizer, model, lr=lr, stage=settings.stage, layers=layers, batch=job.batch)
     plan = job.plan
     rates = Rates(config.schedule, lr, plan.steps(config.training.epochs), plan.samples_per_epoch / job.batch)
     init = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()} if ranks.first else {}
     join(ranks, device)
+    if resume:
+        agree(lambda: _lock(folder, ends))
     found, damaged = agree(lambda: checkpoints.newest(folder / "checkpoints")) if resume else (None, [])
     if found is not None and settings.stage >= 1 and found.world != ranks.world:
         raise ValueError(
@@ -75,6 +81,8 @@ def build(
     if not resume:
         record = _record(job, list(layers), story)
         agree(lambda: _make_folder(folder, lambda made: _fill(made, record, init, job.info)))
+        agree(lambda: _lock(folder, ends))
+    pulse = ends.enter_context(Pulse(ranks, folder, minutes=config.training.hang_minutes))
     reporter = Reporter(
         folder if ranks.first else None,
         tensorboard=config.training.tensorboard,
@@ -82,7 +90,8 @@ def build(
         first_step=int(found.state["step"]) if found else 0,
         per_step=job.batch,
     )
-    trainer = Trainer(job, engine, rates, Progress(), reporter)
+    ends.callback(reporter.close)
+    trainer = Trainer(job, engine, rates, Progress(), reporter, pulse)
     if found is not None:
         trainer.load(found)
     for line in [*story, *damaged]:
@@ -91,12 +100,19 @@ def build(
     return trainer
 
 
+def _lock(folder: Path, ends: ExitStack) -> None:
+    """Keep other trainers out of the run, and tell them for as long as this process lives that it does."""
+    lock = take(folder, say=lambda line: print(line, flush=True))
+    ends.callback(lock.release)
+
+
 def weights_info(config: Config, shards: ShardSet) -> WeightsInfo:
     """What the run's weights files say of themselves."""
     manifest = shards.manifest
+    mean, std = config.data.norm(manifest)
     return WeightsInfo(
         config.model.model, shards.num_classes, manifest.channels, config.data.image_size, tuple(shards.classes),
-        tuple(manifest.mean), tuple(manifest.std), manifest.digest, config.model_dump(mode="json"),
+        tuple(mean), tuple(std), manifest.digest, config.model_dump(mode="json"),
     )  # fmt: skip
 
 

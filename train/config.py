@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
+from shards.manifest import Manifest
 from shards.reshard import parse_size
 from shards.shardset import ShardSet
 from shards.transforms import Transform, eval_transform, transform_of
@@ -74,6 +75,10 @@ class Data(Section):
     eval_operators: list[dict[str, Any]] | None = Field(
         default=None, description="in place of resize and center crop, likewise"
     )
+    mean: tuple[float, ...] | None = Field(
+        default=None, description="of normalisation by channel, on the 0..1 scale; none: the set's own"
+    )
+    std: tuple[Positive, ...] | None = Field(default=None, description="likewise")
     order: Literal["global", "windowed", "sequential"] = Field(default="global", description="order of an epoch")
     window: Annotated[int, Field(ge=1)] = Field(default=16, description="windowed: shards a window")
     partitions: Annotated[int, Field(ge=1)] = Field(
@@ -113,6 +118,10 @@ class Data(Section):
         if self.cache_limit is not None:
             parse_size(self.cache_limit)
         return self
+
+    def norm(self, manifest: Manifest) -> tuple[Sequence[float], Sequence[float]]:
+        """Mean and standard deviation by channel, on the 0..1 scale."""
+        return self.mean or manifest.mean, self.std or manifest.std
 
     @property
     def cache_bytes(self) -> int | None:
@@ -209,6 +218,10 @@ class Optimizer(Section):
     optimizer_args: JSONScalars = Field(
         default_factory=dict, description='more arguments of the optimizer as JSON, e.g. {"momentum": 0.9}'
     )
+    lars: bool = Field(default=False, description="scale each tensor's gradient by LARS's trust ratio (ZeRO stage 0)")
+    lars_from_batch: Count = Field(default=256, description="global batch from which lars acts")
+    lars_trust: Positive = Field(default=0.001, description="lars: trust coefficient")
+    lars_eps: Annotated[float, Field(ge=0)] = Field(default=1e-8, description="lars: added to the divisor")
     layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
         default=1.0, description="lr of a layer group = lr * layer_decay ** (groups above it)"
     )
@@ -237,6 +250,7 @@ class Schedule(Section):
     plateau_patience: Count = Field(default=3, description="plateau: validations without a gain that are waited for")
     pct_start: Fraction = Field(default=0.3, description="onecycle: share of the steps that rises")
     div_factor: Positive = Field(default=25.0, description="onecycle: lr / div_factor is the first rate")
+    anneal: Literal["cos", "linear"] = Field(default="cos", description="onecycle: shape of the rise and the fall")
     final_div_factor: Positive = Field(default=1e4, description="onecycle: first rate / final_div_factor is the last")
 
     @model_validator(mode="after")
@@ -275,6 +289,9 @@ class Training(Section):
         default=0.0, description="minutes between checkpoints; 0: off"
     )
     keep_checkpoints: Annotated[int, Field(ge=1)] = Field(default=2, description="newest checkpoints that stay")
+    hang_minutes: Annotated[float, Field(ge=0)] = Field(
+        default=10.0, description="a rank that stands still so long ends the run, with the stacks of all; 0: never"
+    )
     log_every: Annotated[int, Field(ge=1)] = Field(default=10, description="steps between lines of the log")
     tensorboard: bool = Field(default=True, description="write scalars for TensorBoard")
     out: str = Field(default="runs", description="folder of the run directories")
@@ -295,7 +312,7 @@ class Config(Section):
 
 # What may differ when a run goes on: none of it reaches a weight.
 RESUMABLE = {"shards", "cache", "cache_limit", "threads", "prefetch", "verify"} | {
-    "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "log_every", "tensorboard"
+    "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "hang_minutes", "log_every", "tensorboard"
 }  # fmt: skip
 
 

@@ -39,16 +39,16 @@ class Job:
     @property
     def train_transform(self) -> Transform:
         """The preset's augmentation or the config's own, and normalisation with the set's mean and std."""
-        data, manifest = self.config.data, self.shards.manifest
+        data = self.config.data
+        mean, std = data.norm(self.shards.manifest)
         if data.train_operators is not None:
-            return transform_of(data.train_operators, manifest.mean, manifest.std)
-        return train_transform(data.image_size, manifest.mean, manifest.std, scale=data.crop_scale, preset=data.preset)
+            return transform_of(data.train_operators, mean, std)
+        return train_transform(data.image_size, mean, std, scale=data.crop_scale, preset=data.preset)
 
     @property
     def eval_transform(self) -> Transform:
         """Resize, center crop, normalisation."""
-        data, manifest = self.config.data, self.shards.manifest
-        return data.eval_transform(manifest.mean, manifest.std)
+        return self.config.data.eval_transform(*self.config.data.norm(self.shards.manifest))
 
     @cached_property
     def training_split(self) -> Split | JoinedSplit:

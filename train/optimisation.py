@@ -79,9 +79,15 @@ def build_optimizer(
 
 
 def make_optimizer(
-    config: Optimizer, model: nn.Module, *, lr: float, stage: int, layers: Mapping[str, Sequence[str]] | None = None
+    config: Optimizer,
+    model: nn.Module,
+    *,
+    lr: float,
+    stage: int,
+    layers: Mapping[str, Sequence[str]] | None = None,
+    batch: int = 0,
 ) -> torch.optim.Optimizer:
-    """The optimizer of a config; ValueError where ZeRO `stage` would silently turn it into another."""
+    """The optimizer of a config at a global batch; ValueError where ZeRO `stage` would silently make it another."""
     groups = parameter_groups(model, config.weight_decay, config.layer_decay, layers)
     optimizer = build_optimizer(config.optimizer, groups, lr, config.optimizer_args)
     if stage >= 1 and config.optimizer not in ELEMENTWISE:
@@ -89,7 +95,40 @@ def make_optimizer(
             f"optimizer {config.optimizer} is not known to treat each number by itself, and ZeRO stage {stage} "
             f"flattens and cuts tensors: take ZeRO stage 0 (--zero-stage 0), or one of {', '.join(ELEMENTWISE)}"
         )
+    if config.lars and batch >= config.lars_from_batch:
+        if stage >= 1:
+            raise ValueError(f"lars takes norms of whole tensors, which ZeRO stage {stage} cuts: take --zero-stage 0")
+        add_lars(optimizer, config.lars_trust, config.lars_eps)
     return optimizer
+
+
+def add_lars(optimizer: torch.optim.Optimizer, trust: float, eps: float) -> None:
+    """Layer-wise adaptive rate scaling around any optimizer: before each step, of every tensor,
+
+        g ← (g + λ w) · trust · |w| / (|g| + λ |w| + eps)
+
+    with its weight decay λ, which then is left to no one else; tensors or gradients that are zero stay as they are
+    (You, Gitman and Ginsburg 2017, "Large Batch Training of Convolutional Networks", equation 6).
+    """
+    decays = [float(group.get("weight_decay", 0.0)) for group in optimizer.param_groups]
+
+    @torch.no_grad()
+    def scale(*_: Any) -> None:
+        for group, decay in zip(optimizer.param_groups, decays, strict=True):
+            group["weight_decay"] = 0.0
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                size, slope = weight.norm(), weight.grad.norm()
+                ratio = torch.where((size > 0) & (slope > 0), trust * size / (slope + decay * size + eps), 1.0)
+                weight.grad.add_(weight, alpha=decay).mul_(ratio)
+
+    def restore(*_: Any) -> None:
+        for group, decay in zip(optimizer.param_groups, decays, strict=True):
+            group["weight_decay"] = decay
+
+    optimizer.register_step_pre_hook(scale)
+    optimizer.register_step_post_hook(restore)
 
 
 def _torch_optimizers() -> dict[str, type[torch.optim.Optimizer]]:
@@ -146,15 +185,20 @@ def cosine(step: int, steps: int, base: float, end: float) -> float:
 
 
 def onecycle(step: int, steps: int, peak: float, schedule: Schedule) -> float:
-    """Up to `peak` and down, each half a cosine (Smith and Topin 2018), as torch's OneCycleLR."""
+    """Up to `peak` and down, each half a cosine or a line (Smith and Topin 2018), as torch's OneCycleLR."""
+    bend = _half_cosine if schedule.anneal == "cos" else float
     start = peak / schedule.div_factor
     end = start / schedule.final_div_factor
     top = float(schedule.pct_start * steps) - 1
     last = steps - 1
     if step <= top and top > 0:
-        return peak + (start - peak) / 2 * (1 + math.cos(math.pi * step / top))
+        return start + (peak - start) * bend(step / top)
     share = min((step - top) / (last - top), 1.0) if last > top else 1.0
-    return end + (peak - end) / 2 * (1 + math.cos(math.pi * share))
+    return peak + (end - peak) * bend(share)
+
+
+def _half_cosine(share: float) -> float:
+    return (1 - math.cos(math.pi * share)) / 2
 
 
 def plateau(history: Sequence[float], base: float, schedule: Schedule) -> float:

@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin
 
@@ -57,6 +58,10 @@ def parser() -> Parser:
     )  # fmt: skip
     does = out.add_argument_group("what to do")
     does.add_argument("--config", metavar="FILE", help="JSON or TOML with the sections below; flags win over it")
+    does.add_argument("--params", metavar="FILE", help="params.json of the published study; flags win over it")
+    does.add_argument(
+        "--study-exact", action="store_true", help="with --params: the study's own behaviour where ours mends it"
+    )
     does.add_argument("--print-config", action="store_true", help="print the checked config as JSON and stop")
     does.add_argument("--resume", metavar="RUN", help="go on with a run directory from its newest whole checkpoint")
     does.add_argument("--stop-after-steps", type=int, metavar="K", help="stop, with a checkpoint, after K steps in all")
@@ -117,6 +122,10 @@ def resolve(args: argparse.Namespace, flags: dict[str, Any]) -> tuple[Config, De
     overrides = {name: getattr(args, name) for name in DEEPSPEED_FLAGS}
     if args.resume is not None:
         return _resumed(Path(args.resume), args, flags, overrides)
+    if args.params is not None:
+        return _of_study(args, flags, overrides)
+    if args.study_exact:
+        raise ValueError("--study-exact says how --params FILE is read: give that, too")
     content = configs.read_file(args.config) if args.config else {}
     stored = None
     if "config" in content and "deepspeed" in content:  # the config.json of a run
@@ -125,6 +134,24 @@ def resolve(args: argparse.Namespace, flags: dict[str, Any]) -> tuple[Config, De
     if stored is not None and args.ds_config is None:
         return config, ds_settings.parse(stored, where=args.config, **overrides)
     return config, ds_settings.read(args.ds_config, **overrides)
+
+
+def _of_study(
+    args: argparse.Namespace, flags: dict[str, Any], overrides: dict[str, Any]
+) -> tuple[Config, DeepSpeedSettings]:
+    from train.study_params import translate
+
+    if args.config:
+        raise ValueError("--params and --config are two descriptions of a run: give one of them")
+    told = translate(configs.read_file(args.params), exact=args.study_exact)
+    if os.environ.get("RANK", "0") == "0":
+        for note in told.notes:
+            print(f"params: {note}", file=sys.stderr)
+    if flags.get("start") == "ri":
+        told.fields["wt_until"] = None
+    config = configs.load({}, told.fields | flags, where=args.params)
+    given = {name: value for name, value in overrides.items() if value is not None}
+    return config, ds_settings.read(args.ds_config, **overrides | told.deepspeed | given)
 
 
 def _resumed(
@@ -228,33 +255,26 @@ def _train(
     # Heavy imports come after every check that needs none of them.
     import torch
 
-    from shards.loader import BadSamples
     from train import engine as engines
     from train.assembly import build
+    from train.failures import explained
     from train.loop import Preempted
 
     ranks = engines.ranks_from_environment()
     device = engines.device_of(ranks)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-    try:
-        trainer = build(config, settings, shards, folder, ranks, device, resume=args.resume is not None)
-        try:
-            return _run(trainer, args.stop_after_steps)
-        except BadSamples as error:
-            raise ValueError(f"{error}; mend the set, then --resume {folder}") from error
-        except Preempted:
-            step = trainer.progress.step
-            trainer.reporter.say(f"stopped by a signal at step {step}; go on with --resume {folder}")
-            return EXIT_PREEMPTED
-        except torch.OutOfMemoryError as error:
-            raise ValueError(
-                f"out of memory at step {trainer.progress.step + 1}: lower --micro-batch (the step stays the same) or "
-                f"--image-size, or take --precision bf16 ({str(error).splitlines()[0]})"
-            ) from error
-        finally:
-            trainer.reporter.close()
-    finally:
-        engines.leave()
+    with ExitStack() as ends:
+        ends.callback(engines.leave)
+        with explained(folder):
+            resume = args.resume is not None
+            trainer = build(config, settings, shards, folder, ranks, device, resume=resume, ends=ends)
+        with explained(folder, trainer):
+            try:
+                return _run(trainer, args.stop_after_steps)
+            except Preempted:
+                step = trainer.progress.step
+                trainer.reporter.say(f"stopped by a signal at step {step}; go on with --resume {folder}")
+                return EXIT_PREEMPTED
 
 
 def _run(trainer: "Trainer", stop_after: int | None) -> int:
