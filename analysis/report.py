@@ -17,6 +17,7 @@ from pathlib import Path
 from analysis.report_data import Entry, load
 from analysis.report_sections import KNOWN, SECTIONS, head
 from analysis.report_style import page
+from shards.command_line import Parser
 from shards.errors import run_cli
 from shards.manifest import write_aside
 
@@ -68,7 +69,7 @@ def _values(entry: Entry) -> Iterator[tuple[str, str, float | None]]:
 
 
 if __name__ == "__main__":
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = Parser(description=__doc__)
     made.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories or weights files")
     made.add_argument("--out", type=Path, help="file to write (default RUN/report.html)")
     made.add_argument("--shards", type=Path, help="shard set; default: the one of the training")

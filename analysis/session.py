@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from analysis.banks import Bank, open_bank
 from analysis.results import digest_of_state, find_result
+from shards.command_line import Parser
 from shards.errors import run_cli
 from shards.loader import Loader
 from shards.shardset import ShardSet, Split
@@ -31,7 +32,7 @@ RESIZE_SHARE = 256 / 224  # short side before the center crop, where no config s
 
 def parser(description: str, *, split: str = "test") -> argparse.ArgumentParser:
     """A parser with the flags of every analysis."""
-    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = Parser(description=description)
     made.add_argument("run", type=Path, help="run directory, .safetensors file or DeepSpeed checkpoint folder")
     made.add_argument("--shards", type=Path, help="shard set; default: the one of the training")
     made.add_argument("--model", help="timm name, for weights that do not say what they are of")

@@ -20,12 +20,16 @@ from prep.planning import SPLIT_MODES, ConvertOptions
 from prep.records import RawDataset
 from prep.sources import DATASETS, find_dataset
 from prep.sources.own_table import TableColumns, table_dataset
+from shards.command_line import Parser
 from shards.errors import run_cli
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Convert a raw dataset into a shard set.", allow_abbrev=False)
+    parser = Parser(
+        description="Convert a raw dataset into a shard set. Killed at any moment, the same command goes on.",
+        epilog="example: python prep/make_shards.py --dataset DDSM --raw data/raw/DDSM --out data/shards/DDSM",
+    )
     add = parser.add_argument
     add("--dataset", required=True, help=f"one of {', '.join(DATASETS)}, or csv: your own folder and table")
     add("--raw", type=Path, help="the raw folder as published (default: data/raw/NAME)")
@@ -39,7 +43,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default="auto",
         help=f"one of {', '.join(SPLIT_MODES)}; auto: official where there is one, else random",
     )
-    add("--shares", type=float, nargs=3, default=(0.7, 0.15, 0.15), metavar=("TRAIN", "VAL", "TEST"))
+    add(
+        "--shares",
+        type=float,
+        nargs=3,
+        default=(0.7, 0.15, 0.15),
+        metavar=("TRAIN", "VAL", "TEST"),
+        help="of samples, where they are dealt",
+    )
     add("--seed", type=int, default=0, help="of the split and of the stored order")
     add("--salt", type=Path, help="a file of 32 bytes, to share group hashes over several sets (default: a new one)")
     add("--shard-samples", type=int, help="samples a shard (default: by the size of the split, at most 4096)")
@@ -61,7 +72,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     own.add_argument("--label-columns", nargs="+", default=["label"], help="one for classes, several for multi-label")
     own.add_argument("--group-column", help="patient, lesion or slide: its images stay in one split")
     own.add_argument("--split-column", help="train, val or test")
-    own.add_argument("--channels", type=int, choices=(1, 3), default=3)
+    own.add_argument("--channels", type=int, choices=(1, 3), default=3, help="1 stores grey images")
     own.add_argument("--target-metric", help="such as roc_auc, accuracy or quadratic_kappa")
     add("--debug", action="store_true", help="traceback on errors")
     return parser.parse_args(argv)

@@ -27,6 +27,7 @@ from prep.drawing import breast, fundus
 from prep.layouts import LAYOUTS
 from prep.pool import deaf_to_ctrl_c
 from prep.records import PHANTOM_MARKER
+from shards.command_line import Parser
 from shards.errors import run_cli
 from shards.manifest import write_aside
 
@@ -108,15 +109,16 @@ def _mapped(tasks: list[Any], workers: int) -> Iterator[None]:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description="Draw synthetic raw data (phantoms) in the layout of a real dataset.", allow_abbrev=False
+    parser = Parser(
+        description="Draw synthetic raw data (phantoms) in the layout of a real dataset.",
+        epilog="example: python prep/phantoms.py --dataset DDSM --out data/raw/DDSM",
     )
     parser.add_argument("--dataset", required=True, help=f"one of {', '.join(LAYOUTS)}")
     parser.add_argument("--out", type=Path, required=True, help="raw folder to fill, such as data/raw/DDSM")
-    parser.add_argument("--num-images", type=int, default=300)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--num-images", type=int, default=300, help="how many")
+    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn")
     parser.add_argument("--size", type=int, help="short side in pixels (default: 1000 for DDSM, 512 for fundus images)")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes")
     parser.add_argument("--debug", action="store_true", help="traceback on errors")
     return parser.parse_args(argv)
 

@@ -10,6 +10,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from shards.command_line import Parser
 from shards.errors import run_cli
 
 # command -> (module whose main(argv) runs it, what it does)
@@ -28,14 +29,13 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m shards",
+        usage="python -m shards COMMAND ...",
         description="Tools on shard sets.",
         epilog="commands:\n"
         + "\n".join(f"  {name:8} {text}" for name, (_, text) in COMMANDS.items())
-        + "\n\nexample: python -m shards info data/shards/DDSM\nEach command shows more with --help.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        add_help=True,
+        + "\n\nexample: python -m shards info data/shards/DDSM\n\nEach command shows more with --help.",
     )
     parser.add_argument("command", choices=list(COMMANDS), metavar="COMMAND", help="one of those below")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="its own arguments")

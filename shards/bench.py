@@ -5,7 +5,6 @@ python -m shards bench data/shards/DDSM --preset full --threads 8
 Reads in the order of training, through the public Loader. Writes nothing.
 """
 
-import argparse
 import itertools
 import json
 import os
@@ -17,6 +16,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 
+from shards.command_line import Parser
 from shards.host_executor import HostExecutor
 from shards.index import ENCODING_NAMES
 from shards.loader import Loader
@@ -230,7 +230,7 @@ def table(result: Result) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line of `python -m shards bench`."""
     cores = len(os.sched_getaffinity(0))
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m shards bench",
         description="Measure reading, decoding and the whole pipeline here, and say which is the limit. Files read "
         "lately come from memory, not from the disk.",

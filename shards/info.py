@@ -3,11 +3,11 @@
 python -m shards info data/shards/DDSM [--json]
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from shards.command_line import Parser
 from shards.manifest import Manifest
 
 
@@ -43,7 +43,7 @@ def _shorten(text: str, most: int = 90) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line of `python -m shards info`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m shards info",
         description="Show what a shard set says of itself (its manifest; no tar is opened).",
         epilog="example: python -m shards info data/shards/DDSM",

@@ -5,7 +5,6 @@
 That no patient is in two splits can be proved across sets only where they were made with one salt.
 """
 
-import argparse
 import hashlib
 from collections.abc import Callable, Sequence
 from itertools import combinations
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from shards.command_line import Parser
 from shards.manifest import Grouping, Manifest, ShardInfo, Source, SplitInfo
 from shards.reshard import copy_split, new_folder, parse_size
 from shards.storage import open_columns
@@ -166,7 +166,7 @@ def _source(parts: Parts) -> Source:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line of `python -m shards merge`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m shards merge",
         description="Join sets of equal task and classes. Sets made with one salt are proved apart by patient.",
         epilog="example: python -m shards merge data/shards/A data/shards/B --out data/shards/AB",

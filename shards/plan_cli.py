@@ -5,9 +5,12 @@ Reads the manifest of a shard set and, where labels are replaced or a view is ch
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
+from shards.choosing import Choice
+from shards.command_line import Parser
 from shards.plan import ORDERS, TAILS, Plan, PlanConfig, Slice, check_world, rank_places
 from shards.shardset import ShardSet
 
@@ -16,18 +19,27 @@ STREAM_CHUNK = 1 << 20  # samples drawn at a time by the proof
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m shards plan", description=__doc__.partition("\n\n")[0])
-    parser.add_argument("shards", help="folder of a shard set")
-    parser.add_argument("--split", default="train")
+    parser = Parser(
+        prog="python -m shards plan",
+        description="Show who reads which sample when, and prove that an epoch is whole.",
+        epilog="example: python -m shards plan data/shards/DDSM --world 64 --epoch 3 --step 1000 --prove",
+    )
+    parser.add_argument("shards", help="folder or URL of a shard set")
+    parser.add_argument("--split", default="train", help="one of the set's")
     parser.add_argument("--world", type=int, default=1, help="ranks")
     parser.add_argument("--epoch", type=int, default=0, help="counted from 0")
     parser.add_argument("--step", type=int, default=0, help="steps into that epoch, from its first whole batch")
     parser.add_argument("--global-batch", type=int, default=64, help="samples a step over all ranks")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--order", choices=ORDERS, default="global")
-    parser.add_argument("--tail", choices=TAILS, default="carry")
+    parser.add_argument("--seed", type=int, default=0, help="of the run")
+    parser.add_argument("--order", choices=ORDERS, default="global", help="of an epoch")
+    parser.add_argument("--tail", choices=TAILS, default="carry", help="what becomes of an epoch's last, short batch")
     parser.add_argument("--window", type=int, default=16, help="shards a window of the windowed order")
     parser.add_argument("--partitions", type=int, default=64, help="of the windowed order")
+    parser.add_argument("--fraction", type=float, default=1.0, help="share of the samples, by whole groups")
+    parser.add_argument("--fraction-seed", type=int, default=0, help="which share")
+    parser.add_argument("--exclude", type=Path, help="text file of keys to leave out")
+    parser.add_argument("--balance", choices=("none", "classes"), default="none", help="classes: each equally often")
+    parser.add_argument("--cache", type=Path, help="folder for what is fetched from a URL")
     parser.add_argument(
         "--prove", action="store_true", help="draw the whole epoch for every rank and count each sample"
     )
@@ -38,13 +50,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the plan; 0, or 1 where the proof fails."""
     args = parse_args(argv)
-    shard_set = ShardSet(args.shards)
-    sizes = shard_set.split(args.split).shard_sizes
+    split = ShardSet(args.shards, cache=args.cache).split(args.split)
     config = PlanConfig(args.global_batch, args.seed, args.order, args.tail, args.window, args.partitions)
     if args.epoch < 0 or args.step < 0:
         raise ValueError(f"epoch {args.epoch}, step {args.step}: give 0 or more")
     check_world(args.global_batch, args.world)
-    plan = Plan(sizes, config, f"{shard_set.digest}/{args.split}")
+    if args.prove and args.balance != "none":
+        raise ValueError("--prove counts each sample once, --balance repeats the rare: drop one of the two")
+    plan = Choice(args.fraction, args.fraction_seed, args.exclude, args.balance).plan(split, config)
     print("\n".join(describe(plan, args.world, args.epoch, args.step)))
     return prove(plan, args.world, args.epoch) if args.prove else 0
 
@@ -88,7 +101,7 @@ def prove(plan: Plan, world: int, epoch: int) -> int:
 def count_epoch(plan: Plan, world: int, epoch: int) -> tuple[int, int]:
     """How many samples the ranks together never read in an epoch, and how many more than once."""
     batch, length = plan.config.global_batch, plan.samples_per_epoch
-    seen = np.zeros(plan.num_samples, np.uint8)
+    seen = np.zeros(int(plan.shard_starts[-1]), np.uint8)
     first, stop = epoch * length // batch, -(-(epoch + 1) * length // batch)
     for rank in range(world):
         places = rank_places(batch, world, rank)
@@ -101,4 +114,4 @@ def count_epoch(plan: Plan, world: int, epoch: int) -> tuple[int, int]:
             seen[positions] = np.where(twice, 2, 1)
             values, counts = np.unique(positions, return_counts=True)
             seen[values[counts > 1]] = 2
-    return int((seen == 0).sum()), int((seen == 2).sum())
+    return plan.num_samples - int((seen > 0).sum()), int((seen == 2).sum())

@@ -4,10 +4,10 @@ python -m shards index data/shards/DDSM
 python -m shards index downloads/tars --classes benign,malignant
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from shards.command_line import Parser
 from shards.foreign import index_foreign
 from shards.indexing import mend
 from shards.manifest import MANIFEST_NAME
@@ -15,7 +15,7 @@ from shards.manifest import MANIFEST_NAME
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line of `python -m shards index`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m shards index",
         description="With a manifest in the folder, make missing or damaged indices again. Without one, index the "
         "WebDataset tars in it (KEY.jpg with KEY.cls or KEY.json) and write a manifest, so that our loader reads them.",

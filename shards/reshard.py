@@ -3,7 +3,6 @@
 python -m shards reshard data/shards/DDSM data/shards/DDSM-512 --shard-size 512MB
 """
 
-import argparse
 import mmap
 import os
 import re
@@ -16,6 +15,7 @@ from typing import Any
 
 import xxhash
 
+from shards.command_line import Parser
 from shards.index import ENCODING_NAMES, EXTENSION_ENCODINGS, Columns
 from shards.indexing import document_of, entries_of
 from shards.manifest import Manifest, ShardInfo
@@ -155,7 +155,7 @@ def reshard(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line of `python -m shards reshard`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m shards reshard",
         description="Write a set again with shards of another size; keys, sample ids, order and bytes of images stay.",
         epilog="example: python -m shards reshard data/shards/DDSM data/shards/DDSM-512 --shard-size 512MB",

@@ -3,7 +3,6 @@
 python -m shards view data/shards/DDSM --preset study --executor both --out DDSM-study.png
 """
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +11,7 @@ import matplotlib
 import numpy as np
 import torch
 
+from shards.command_line import Parser
 from shards.decoding import decode
 from shards.draws import DrawKeys
 from shards.index import ENCODING_NAMES
@@ -157,7 +157,7 @@ def write_view(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line of `python -m shards view`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m shards view",
         description="Draw stored images beside what the trainer's augmentation makes of them, an epoch a column, with "
         "the drawn parameters; coloured frames on the stored image are the windows that were cut.",

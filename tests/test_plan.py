@@ -290,3 +290,22 @@ def test_the_order_never_changes() -> None:
 
 
 GOLDEN = {"global": [62, 83, 26, 4], "windowed": [1, 16, 90, 24], "sequential": [98, 99, 2, 3]}
+
+
+def test_the_command_shows_the_trainers_own_plan(tiny_set: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from shards.loader import Loader
+    from shards.shardset import ShardSet
+    from shards.transforms import eval_transform
+
+    split = ShardSet(tiny_set).split("train")
+    loader = Loader(split, eval_transform(32, [0.5] * 3, [0.5] * 3), global_batch=8, seed=4)
+    shards = np.unique(split.locate(loader.plan.slice(16, 1, 0).positions)[0])
+    assert plan_cli.main([str(tiny_set), "--global-batch", "8", "--seed", "4", "--step", "2"]) == 0
+    assert f"({', '.join(map(str, shards))})" in capsys.readouterr().out
+
+
+def test_the_command_proves_a_fraction(tiny_set: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan_cli.main([str(tiny_set), "--global-batch", "8", "--fraction", "0.5", "--prove"]) == 0
+    assert "exactly once" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--balance repeats the rare"):
+        plan_cli.main([str(tiny_set), "--balance", "classes", "--prove"])

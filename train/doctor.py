@@ -22,6 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from shards.command_line import Parser
 from shards.errors import run_cli
 
 GIB = 1024**3
@@ -43,11 +44,10 @@ class Finding:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="./launch.sh doctor",
         description="What this machine has, and what to do where something is amiss.",
         epilog="example: ./launch.sh doctor --out /scratch/runs --hostfile hosts",
-        allow_abbrev=False,
     )
     parser.add_argument("--out", type=Path, default=Path("runs"), help="where runs will be written")
     parser.add_argument("--hostfile", type=Path, default=os.environ.get("HOSTFILE"), help="nodes, a line each")

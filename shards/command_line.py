@@ -1,0 +1,114 @@
+"""The parser of every script: a mistake is one line with the nearest word, Tab completes, help fits a screen."""
+
+import argparse
+import difflib
+import os
+import re
+import sys
+import textwrap
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from shards.errors import EXIT_USER_ERROR
+
+WIDTH = 100  # columns of a help text, where the terminal has them
+CHOICE = re.compile(r"invalid choice: '([^']*)' \(choose from (.*)\)$")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse without abbreviations; mistakes end in `error: …` on one line with exit code 2."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**({"allow_abbrev": False, "formatter_class": Help} | options))  # type: ignore[arg-type]
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """The flags; also answers the shell when Tab is pressed (`./launch.sh completion`)."""
+        complete(self)
+        given = sys.argv[1:] if args is None else args
+        if not any(action.nargs == argparse.REMAINDER for action in self._actions):
+            self._refuse_unknown(given)  # before argparse misses the required ones
+        return super().parse_args(given, namespace)
+
+    def _refuse_unknown(self, given: Sequence[str]) -> None:
+        for word in given:
+            flag = word.partition("=")[0]
+            if flag.startswith("--") and flag != "--" and flag not in self._option_string_actions:
+                self.error(f"unknown flag {flag}{nearest(flag, flags_of(self))}")
+
+    def error(self, message: str) -> NoReturn:
+        """One line instead of the usage."""
+        if found := CHOICE.search(message):
+            choices = [word.strip(" '") for word in found[2].split(",")]
+            message = message[: found.start()] + f"got {found[1]!r}; choose from {', '.join(choices)}"
+            message += nearest(found[1], choices)
+        print(f"error: {message[0].lower()}{message[1:]} (--help shows all)", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+
+
+def complete(parser: argparse.ArgumentParser) -> None:
+    """Answer the shell and end, where it asks what may follow."""
+    if "_ARGCOMPLETE" in os.environ:
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
+
+
+def flags_of(parser: argparse.ArgumentParser) -> list[str]:
+    """The flags that a help text shows."""
+    shown = [action for action in parser._actions if action.help != argparse.SUPPRESS]
+    return [option for action in shown for option in action.option_strings]
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`: did you mean X?`, or nothing where none is near."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f": did you mean {near[0]}?" if near else ""
+
+
+class Help(argparse.HelpFormatter):
+    """One line of usage, prose wrapped and examples kept, defaults told, as wide as the terminal up to WIDTH."""
+
+    def __init__(self, prog: str) -> None:
+        columns = int(os.environ.get("COLUMNS", "0")) or _terminal_columns()
+        super().__init__(prog, max_help_position=28, width=min(columns, WIDTH) - 2)
+
+    def _format_usage(self, usage: Any, actions: Iterable[argparse.Action], groups: Any, prefix: Any) -> str:
+        if usage is None:
+            needed = [action for action in actions if action.required or not action.option_strings]
+            words = [
+                " ".join([*action.option_strings[:1], self._format_args(action, self._metavar(action))])
+                for action in needed
+            ]
+            usage = " ".join(["%(prog)s", *words, "[flags]"])
+        return super()._format_usage(usage, actions, groups, prefix)
+
+    def _metavar(self, action: argparse.Action) -> str:
+        return self._get_default_metavar_for_optional(action) if action.option_strings else action.dest
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        short = {int: "N", float: "X", Path: "PATH"}.get(action.type)  # type: ignore[call-overload]
+        return short or action.dest.rpartition("_")[2].upper()
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        told = "default" in text or action.default in (None, False, True, argparse.SUPPRESS)
+        if told or not action.option_strings:
+            return text
+        default = action.default
+        shown = " ".join(map(str, default)) if isinstance(default, list | tuple) else str(default).replace("%", "%%")
+        return f"{text} (default {shown})"
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        """Paragraphs of prose are wrapped; indented lines and lists stay."""
+        return "\n\n".join(
+            part if "\n " in f"\n{part}" else "\n".join(textwrap.wrap(part, width))
+            for part in text.strip().split("\n\n")
+        )
+
+
+def _terminal_columns() -> int:
+    try:
+        return os.get_terminal_size().columns or WIDTH
+    except OSError:
+        return WIDTH

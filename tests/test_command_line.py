@@ -1,0 +1,75 @@
+"""The face of every script: help that fits, one line for a mistake with the nearest word, Tab."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shards.command_line import Parser
+
+ROOT = Path(__file__).resolve().parents[1]
+TOOLS = ("info", "check", "index", "plan", "bench", "view", "sheet", "reshard", "merge")
+LIGHT = [f"-m shards {tool}" for tool in TOOLS] + ["-m shards", "prep/make_shards.py", "prep/phantoms.py"]
+
+
+def run(command: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *command.split()], cwd=ROOT, env=os.environ | {"COLUMNS": "100"} | environ,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("command", LIGHT)
+def test_help_fits_and_shows_an_example(command: str) -> None:
+    done = run(f"{command} --help")
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0 and lines[0].startswith("usage:") and len(lines) <= 50
+    assert max(map(len, lines)) <= 100 and any("example: python" in line for line in lines)
+
+
+def parser() -> Parser:
+    made = Parser(prog="tool", description="What it does.\n\n    tool x --size 3", epilog="example: tool x")
+    made.add_argument("place", type=Path)
+    made.add_argument("--size", type=int, default=3, help="pixels")
+    made.add_argument("--order", choices=("global", "windowed"), default="global", help="of an epoch")
+    return made
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        (["--sise", "3"], "error: unknown flag --sise: did you mean --size? (--help shows all)"),
+        (["x", "--size", "big"], "error: argument --size: invalid int value: 'big' (--help shows all)"),
+        ([], "error: the following arguments are required: place (--help shows all)"),
+        (
+            ["x", "--order", "globl"],
+            "error: argument --order: got 'globl'; choose from global, windowed: did you mean global? "
+            "(--help shows all)",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line(given: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parser().parse_args(given)
+    assert ended.value.code == 2 and capsys.readouterr().err == line + "\n"
+
+
+def test_defaults_are_told_and_examples_kept() -> None:
+    text = parser().format_help()
+    assert "usage: tool place [flags]" in text and "pixels (default 3)" in text
+    assert "\n    tool x --size 3\n" in text and "--size N" in text
+
+
+def test_the_shell_is_answered() -> None:
+    script = "from test_command_line import parser; parser().parse_args()"
+    line = "tool --or"
+    done = subprocess.run(
+        ["bash", "-c", f"exec 8>&1; {sys.executable} -c '{script}' 9>/dev/null"],
+        cwd=ROOT / "tests",
+        env=os.environ | {"_ARGCOMPLETE": "1", "_ARGCOMPLETE_IFS": " ", "COMP_LINE": line, "COMP_POINT": str(len(line)),
+                          "_ARGCOMPLETE_SUPPRESS_SPACE": "1", "COMP_TYPE": "9", "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout.strip() == "--order"
