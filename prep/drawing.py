@@ -158,3 +158,24 @@ def fundus(
     for _ in range(2):  # the second time makes up for what clipping took
         picture = np.clip(picture * (brightness / picture.mean()), 0, 1)
     return (255 * picture).astype(np.uint8)
+
+
+def tissue(rng: np.random.Generator, side: int, *, tumour: bool, brightness: float) -> np.ndarray:
+    """A stained-tissue-like patch: uint8[side, side, 3]; a tumour's nuclei are large in the middle third.
+
+    `brightness` is the mean of the patch on the 0..1 scale, whatever it holds.
+    """
+    stroma = texture(rng, side, side, 3)
+    nuclei = np.zeros((side, side), np.float32)
+    unit = side / 96
+    for row, column in places(rng, np.ones((side, side), bool), int(rng.integers(22, 34)), 9 * unit):
+        middle = max(abs(row - side / 2), abs(column - side / 2)) < side / 6
+        radius = rng.uniform(5, 7.5) if tumour and middle else rng.uniform(2.2, 3.4)
+        paste(nuclei, lesion(rng, radius * unit, "round"), (row, column), rng.uniform(0.7, 1.0))
+    nuclei = np.clip(nuclei, 0, 1)[..., None]
+    pink, purple = np.array([0.86, 0.62, 0.76]), np.array([0.36, 0.22, 0.52])
+    picture = (1 - nuclei) * (pink + 0.05 * stroma[..., None]) + nuclei * purple
+    picture += 0.02 * grain(rng, side, side)[..., None]
+    for _ in range(2):  # the second time makes up for what clipping took
+        picture = np.clip(picture * (brightness / picture.mean()), 0, 1)
+    return (255 * picture).astype(np.uint8)

@@ -1,13 +1,17 @@
 """The raw layouts of the datasets, for phantoms: which files and tables, and what is drawn into each image."""
 
 import csv
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
+from prep.sources.camelyon import FILE as CAMELYON_FILE
+from prep.sources.camelyon import PARTS as CAMELYON_PARTS
 from prep.sources.chexpert import FINDINGS as CHEXPERT_FINDINGS
 from prep.sources.isic2019 import CODES as ISIC_CODES
 from prep.sources.isic2019 import METADATA as ISIC_METADATA
@@ -19,11 +23,12 @@ Drawing = tuple[Path, str, dict[str, Any]]  # file, drawer, its arguments
 @dataclass(frozen=True)
 class Layout:
     """How the phantoms of one dataset are laid out: `plan(root, rng, count, size)` writes the tables, yields
-    drawings.
+    drawings; `pack(root)`, where there is one, puts what was drawn into the dataset's own files.
     """
 
     plan: Callable[[Path, np.random.Generator, int, int], Iterator[Drawing]]
     size: int
+    pack: Callable[[Path], None] | None = None
 
 
 def _sides(rng: np.random.Generator, size: int, ratio: float, spread: float) -> tuple[int, int]:
@@ -163,10 +168,63 @@ def plan_chexpert(root: Path, rng: np.random.Generator, count: int, size: int) -
         _write_table(root / f"{part}.csv", rows)
 
 
+def plan_table(root: Path, rng: np.random.Generator, count: int, size: int) -> Iterator[Drawing]:
+    """labels.csv (path, label, patient) and images/, as a user's own folder: three words for classes."""
+    kinds: tuple[tuple[str, int, str], ...] = (("clear", 0, "round"), ("round", 5, "round"), ("spiky", 5, "spiculated"))
+    rows: list[list[Any]] = [["path", "label", "patient"]]
+    for number, patient in enumerate(np.sort(rng.integers(0, max(count * 2 // 3, 4), count))):
+        label, lesions, shape = kinds[int(rng.integers(3))]
+        rows.append([f"images/{number:05d}.png", label, f"P{patient:04d}"])
+        height, width = _sides(rng, size, 1.2, 0.1)
+        arguments = {"height": height, "width": width, "count": lesions, "shape": shape, "right": bool(rng.integers(2))}
+        yield root / rows[-1][0], "breast", arguments | {"brightness": rng.uniform(0.14, 0.22)}
+    _write_table(root / "labels.csv", rows)
+
+
+PATCHES = "patches"  # drawn here first, then packed
+
+
+def plan_camelyon(root: Path, rng: np.random.Generator, count: int, size: int) -> Iterator[Drawing]:
+    """Patches of eight parts train, one valid, one test, four a slide; `pack_camelyon` writes the HDF5 files."""
+    for number in range(count):
+        part = "valid" if number % 10 == 8 else "test" if number % 10 == 9 else "train"
+        tumour = bool(rng.integers(2))
+        arguments = {"side": size, "tumour": tumour, "brightness": rng.uniform(0.5, 0.62)}
+        yield root / PATCHES / part / f"{number:06d}-{int(tumour)}.png", "tissue", arguments
+
+
+def _opened(file: Path) -> np.ndarray:
+    image = cv2.imread(str(file))
+    assert image is not None, file
+    return image
+
+
+def pack_camelyon(root: Path) -> None:
+    """The x, y and meta files of each part from the drawn patches, which are removed."""
+    import h5py
+
+    for part in CAMELYON_PARTS:
+        files = sorted((root / PATCHES / part).glob("*.png"))
+        if not files:
+            continue
+        images = np.stack([cv2.cvtColor(_opened(file), cv2.COLOR_BGR2RGB) for file in files])
+        labels = np.array([int(file.stem[-1]) for file in files], np.uint8).reshape(-1, 1, 1, 1)
+        for kind, name, data in (("x", "x", images), ("y", "y", labels)):
+            with h5py.File(root / f"{CAMELYON_FILE.format(part=part, kind=kind)}.h5", "w") as file:
+                file.create_dataset(name, data=data)
+        header = ["", "coord_y", "coord_x", "tumor_patch", "center_tumor_patch", "wsi"]
+        tumours = labels.ravel().astype(bool)
+        rows = [[i, 0, 96 * i, bool(t), bool(t), f"camelyon16_{part}_{i // 4:03d}"] for i, t in enumerate(tumours)]
+        _write_table(root / f"{CAMELYON_FILE.format(part=part, kind='meta')}.csv", [header, *rows])
+    shutil.rmtree(root / PATCHES)
+
+
 LAYOUTS: dict[str, Layout] = {
     "APTOS2019": Layout(plan_aptos, 512),
+    "Camelyon": Layout(plan_camelyon, 96, pack_camelyon),
     "CheXpert": Layout(plan_chexpert, 390),
     "DDSM": Layout(plan_ddsm, 1000),
     "IDRiD": Layout(plan_idrid, 512),
     "ISIC2019": Layout(plan_isic, 450),
+    "csv": Layout(plan_table, 256),
 }

@@ -12,7 +12,6 @@ import argparse
 import hashlib
 import os
 import shlex
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -21,18 +20,18 @@ from typing import Any
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
-from prep.drawing import breast, fundus
+from prep.drawing import breast, fundus, tissue
 from prep.layouts import LAYOUTS
 from prep.pool import deaf_to_ctrl_c
+from prep.progress import progress
 from prep.records import PHANTOM_MARKER
 from shards.command_line import Parser
 from shards.errors import run_cli
 from shards.manifest import write_aside
 
 SALT_NAME = "phantom.salt"
-DRAWERS: dict[str, Callable[..., np.ndarray]] = {"breast": breast, "fundus": fundus}
+DRAWERS: dict[str, Callable[..., np.ndarray]] = {"breast": breast, "fundus": fundus, "tissue": tissue}
 
 
 def draw(task: tuple[Path, str, dict[str, Any], tuple[int, int]]) -> None:
@@ -86,9 +85,11 @@ def draw_phantoms(
     tasks = [(*drawing, (seed, number)) for number, drawing in enumerate(plan)]
     for folder in {path.parent: None for path, *_ in tasks}:
         folder.mkdir(parents=True, exist_ok=True)
-    with tqdm(total=len(tasks), desc=f"{dataset} phantoms", unit="image", file=sys.stderr, disable=quiet) as bar:
+    with progress(len(tasks), f"{dataset} phantoms", "image", quiet=quiet) as bar:
         for _ in _mapped(tasks, workers):
             bar.update()
+    if layout.pack is not None:
+        layout.pack(out)
     # The salt comes last: where it stands, all is drawn.
     salt = hashlib.blake2b(f"medshard phantom {dataset} {seed}".encode(), digest_size=32).digest()
     write_aside(out / SALT_NAME, salt)
@@ -117,7 +118,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="raw folder to fill, such as data/raw/DDSM")
     parser.add_argument("--num-images", type=int, default=300, help="how many")
     parser.add_argument("--seed", type=int, default=0, help="of all that is drawn")
-    parser.add_argument("--size", type=int, help="short side in pixels (default: 1000 for DDSM, 512 for fundus images)")
+    parser.add_argument("--size", type=int, help="short side in pixels (default: the dataset's, such as 1000 for DDSM)")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes")
     parser.add_argument("--debug", action="store_true", help="traceback on errors")
     return parser.parse_args(argv)
@@ -127,7 +128,8 @@ def main(args: argparse.Namespace) -> None:
     """Draw and say what comes next."""
     draw_phantoms(args.dataset, args.out, args.num_images, args.seed, args.size, args.workers)
     print(f"{args.num_images} phantoms in the layout of {args.dataset}: {args.out}")
-    flags = ["--dataset", args.dataset, "--raw", str(args.out), "--out", f"data/shards/phantom-{args.dataset}"]
+    own = ["--name", "phantom-csv", "--group-column", "patient"] if args.dataset == "csv" else []
+    flags = ["--dataset", args.dataset, *own, "--raw", str(args.out), "--out", f"data/shards/phantom-{args.dataset}"]
     flags += ["--salt", str(args.out / SALT_NAME)]
     print(f"next: {shlex.join(['python', 'prep/make_shards.py', *flags])}")
 

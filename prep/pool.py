@@ -1,15 +1,13 @@
 """Running the tasks of a conversion: in this process, or on a pool of spawned ones, with a progress bar."""
 
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context
 
-from tqdm import tqdm
-
+from prep.progress import progress as make_bar
 from prep.tasks import Outcome, Stopped, Task, run_in_worker, run_task, start_worker
 
 Done = Callable[[Task, Outcome], None]
@@ -19,9 +17,7 @@ class Progress:
     """A bar of images a second with megabytes a second and failures."""
 
     def __init__(self, total: int, already: int, quiet: bool = False):
-        self.bar = tqdm(
-            total=total, initial=already, desc="shards", unit="image", file=sys.stderr, disable=quiet, smoothing=0.1
-        )
+        self.bar = make_bar(total, "shards", "image", already=already, quiet=quiet)
         self.already, self.bytes, self.failures = already, 0, 0
 
     def show(self, images: int, raw_bytes: int, failures: int) -> None:

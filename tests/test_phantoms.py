@@ -14,7 +14,10 @@ from prep.convert import convert
 from prep.images import PixelOptions
 from prep.phantoms import LAYOUTS, SALT_NAME, draw_phantoms, main, parse_args
 from prep.planning import ConvertOptions
+from prep.progress import progress
+from prep.records import RawDataset
 from prep.sources import DATASETS, find_dataset
+from prep.sources.own_table import TableColumns, table_dataset
 
 
 def digests(root: Path) -> dict[str, str]:
@@ -30,17 +33,22 @@ def test_same_seed_same_bytes_whatever_the_workers(tmp_path: Path) -> None:
     assert digests(tmp_path / "a") != digests(tmp_path / "c")
 
 
+def reader_of(name: str, root: Path) -> RawDataset:
+    if name == "csv":
+        return table_dataset("mine", TableColumns(root / "labels.csv", group="patient"))
+    return find_dataset(name)
+
+
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_each_layout_is_read_by_its_reader_and_says_phantom(name: str, tmp_path: Path) -> None:
     draw_phantoms(name, tmp_path / "raw", 30, size=96, quiet=True)
     assert "phantom" in (tmp_path / "raw" / "PHANTOM.txt").read_text()
-    records = list(find_dataset(name).read(tmp_path / "raw"))
+    dataset = reader_of(name, tmp_path / "raw")
+    records = list(dataset.read(tmp_path / "raw"))
     assert len(records) == 30
     assert all(record.path.is_file() for record in records)
-    options = ConvertOptions(pixels=PixelOptions(DATASETS[name].channels, 64), quiet=True)
-    manifest, made = convert(
-        find_dataset(name), tmp_path / "raw", tmp_path / "set", options, tmp_path / "raw" / SALT_NAME
-    )
+    options = ConvertOptions(pixels=PixelOptions(dataset.channels, 64), quiet=True)
+    manifest, made = convert(dataset, tmp_path / "raw", tmp_path / "set", options, tmp_path / "raw" / SALT_NAME)
     assert made and manifest.phantom and not manifest.left_out
     assert sum(split.samples for split in manifest.splits.values()) == 30
 
@@ -49,7 +57,7 @@ def test_never_mixes_with_real_files(tmp_path: Path) -> None:
     (tmp_path / "real.png").write_bytes(b"x")
     with pytest.raises(ValueError, match="holds other files"):
         draw_phantoms("DDSM", tmp_path, 10)
-    with pytest.raises(ValueError, match="known: APTOS2019, CheXpert, DDSM, IDRiD"):
+    with pytest.raises(ValueError, match="known: APTOS2019, Camelyon, CheXpert, DDSM, IDRiD"):
         draw_phantoms("DSM", tmp_path / "new", 10)
     assert not (tmp_path / "new").exists()
 
@@ -157,3 +165,11 @@ def test_a_small_net_from_a_random_start_learns_them(tmp_path: Path) -> None:
     with torch.no_grad():
         scores = net(test_images).softmax(1)[:, 1]
     assert 0.75 <= roc_auc_score(test_labels, scores) <= 0.97
+
+
+def test_in_a_log_progress_is_whole_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress(1000, "shards", "image") as bar:
+        for _ in range(1000):
+            bar.update()
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in lines] == ["shards: 0/1000 images", "shards: 1000/1000 images"]

@@ -63,5 +63,6 @@ CAMELYON = RawDataset(
     channels=3,
     group_by="slide",
     read=read,
+    phantoms="Camelyon",
     study_split=study_split,
 )
