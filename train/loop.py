@@ -31,6 +31,7 @@ from train.evaluation import evaluate_split
 from train.job import Job
 from train.objective import Mix, counted, loss_sum, mix_images
 from train.optimisation import Rates
+from train.pulse import Pulse
 from train.reporting import Reporter
 from train.rundir import read_weights, save_weights
 
@@ -55,8 +56,9 @@ class Progress:
 class Trainer:
     """A run in progress on this rank."""
 
-    def __init__(self, job: Job, engine: Any, rates: Rates, progress: Progress, reporter: Reporter):
+    def __init__(self, job: Job, engine: Any, rates: Rates, progress: Progress, reporter: Reporter, pulse: Pulse):
         self.job, self.engine, self.rates, self.progress, self.reporter = job, engine, rates, progress, reporter
+        self.pulse = pulse
         self.samples_per_epoch = job.plan.samples_per_epoch
         self.average: nn.Module | None = deepcopy(engine.module) if job.config.training.ema else None
         self.signalled = False
@@ -77,6 +79,7 @@ class Trainer:
                 self._validate_if_due()
                 batches = iter(loader)
                 while progress.step < last and not (stop_after is not None and progress.step >= stop_after):
+                    self.pulse.beat(f"step {progress.step + 1}, waiting for data")
                     batch = next(batches)
                     self._step(batch)
                     self.reporter.step(loader.wait_seconds - waited)
@@ -92,6 +95,7 @@ class Trainer:
     def _step(self, batch: Batch) -> None:
         config, progress, world = self.job.config, self.progress, self.job.ranks.world
         images, labels, valid = (each.to(self.job.device) for each in (batch.images, batch.labels, batch.valid))
+        self.pulse.beat(f"step {progress.step + 1}, meeting the other ranks")
         weight, stop, save = self._agree_on(counted(labels, valid).sum().item())
         if stop:
             self.save()
@@ -110,6 +114,7 @@ class Trainer:
         train_mode(self.engine)
         for start in starts:
             part = slice(start, start + micro)
+            self.pulse.beat(f"step {progress.step + 1}, forward")
             logits = self.engine(images[part])
             mixed = None if mix is None else Mix(mix.own[part])
             loss = loss_sum(
@@ -120,6 +125,7 @@ class Trainer:
                 if config.training.on_nan == "skip":
                     loss, value = torch.stack([p.sum() for p in self.engine.module.parameters()]).sum() * 0, 0.0
             losses += value
+            self.pulse.beat(f"step {progress.step + 1}, backward")
             self.engine.backward(loss * scale)
             if start == starts[-1]:
                 mean = self._check_loss(losses, failed, batch.sample_ids) / max(weight, 1.0)
@@ -226,6 +232,7 @@ class Trainer:
         return found.values
 
     def _any_signalled(self) -> bool:
+        self.pulse.beat(f"evaluation after step {self.progress.step}")
         return self._agree_on(0.0)[1]
 
     def _model_to_evaluate(self) -> nn.Module:
@@ -256,6 +263,7 @@ class Trainer:
         scaler = getattr(self.engine, "torch_autocast_z0_gradscaler", None)
         progress.scaler = scaler.state_dict() if scaler is not None else None
         self._model_to_evaluate()
+        self.pulse.beat(f"the checkpoint of step {progress.step}")
         if agree(lambda: _fresh(part)):
             self.engine.save_checkpoint(str(folder), tag=part.name, save_latest=False)
             if self.average is not None and self.job.ranks.first:
