@@ -6,6 +6,7 @@
 #   ./launch.sh train ARGS…     deepspeed train/run.py ARGS… here, on the nodes of HOSTFILE, or in a Slurm allocation
 #   ./launch.sh doctor          what this machine has, a line each, and what to do where something is amiss
 #   ./launch.sh setup           the set-up alone
+#   ./launch.sh completion      what Tab needs: source <(./launch.sh completion)
 #
 # Environment: PYTHON (interpreter for .venv), MEDSHARD_CUDA=13|12 (DALI's wheel), RANKS (ranks on this machine),
 # HOSTFILE (nodes, as DeepSpeed reads it), MASTER_PORT.
@@ -18,7 +19,7 @@ cuda=${MEDSHARD_CUDA:-13}
 say() { printf '%s\n' "$*"; }
 die() { printf 'error: %s\n' "$*" >&2; exit 2; }
 
-usage() { sed -n '2,12s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,13s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 
 find_python() {
     local candidate
@@ -131,6 +132,31 @@ train() {
     return "$status"
 }
 
+# bash code: Tab after ./launch.sh, and after python with one of the scripts.
+completion() {
+    printf 'MEDSHARD_ROOT=%q\n' "$root"
+    cat <<'EOF'
+_medshard_ask() { # script, then the line without its first word
+    local IFS=$'\013'
+    COMPREPLY=($(cd "$MEDSHARD_ROOT" && COMP_LINE=$2 COMP_POINT=${#2} COMP_TYPE=9 _ARGCOMPLETE=1 _ARGCOMPLETE_IFS=$IFS \
+        _ARGCOMPLETE_SUPPRESS_SPACE=1 bash -c '.venv/bin/python "$0" 8>&1 9>/dev/null >/dev/null 2>&1' "$1"))
+}
+_medshard_launch() {
+    case $COMP_CWORD:${COMP_WORDS[1]} in
+        1:*) COMPREPLY=($(compgen -W "demo test train doctor setup completion" -- "${COMP_WORDS[1]}")) ;;
+        *:train) _medshard_ask train/run.py "${COMP_LINE#* }" ;;
+        *:doctor) _medshard_ask train/doctor.py "${COMP_LINE#* }" ;;
+    esac
+}
+_medshard_python() {
+    local script=${COMP_WORDS[1]}
+    ((COMP_CWORD > 1)) && grep -qs "shards.command_line\|analysis.session" "$script" && _medshard_ask "$(realpath "$script")" "${COMP_LINE#* }"
+}
+complete -o bashdefault -o default -F _medshard_launch ./launch.sh launch.sh
+complete -o bashdefault -o default -F _medshard_python python python3
+EOF
+}
+
 run_tests() {
     export PATH=$venv/bin:$PATH
     cd "$root"
@@ -207,6 +233,7 @@ case $command in
     train) setup && train "$@" ;;
     doctor) setup && PATH=$venv/bin:$PATH exec "$venv/bin/python" "$root/train/doctor.py" "$@" ;;
     setup) setup ;;
+    completion) completion ;;
     -h | --help | help) usage ;;
-    *) die "unknown command '$command': known are demo, test, train, doctor, setup (./launch.sh help)" ;;
+    *) die "unknown command '$command': known are demo, test, train, doctor, setup, completion (./launch.sh help)" ;;
 esac

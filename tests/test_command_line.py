@@ -73,3 +73,28 @@ def test_the_shell_is_answered() -> None:
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.stdout.strip() == "--order"
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("./launch.sh do", "doctor"),
+        ("./launch.sh train --label-sm", "--label-smoothing"),
+        ("./launch.sh train --model x --zero-s", "--zero-stage"),
+        ("python prep/make_shards.py --short", "--short-side"),
+        ("python prep/make_shards.py --chroma 4:4", "4:4:4"),
+    ],
+)
+def test_tab_completes_what_launch_says(line: str, found: str) -> None:
+    function = "_medshard_launch" if line.startswith("./") else "_medshard_python"
+    words = " ".join(f"'{word}'" for word in line.split())
+    script = f"""source <(./launch.sh completion); COMP_LINE='{line}'; COMP_WORDS=({words})
+    COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); {function}; printf '%s\\n' "${{COMPREPLY[@]}}" """
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert found in done.stdout.split(), done.stderr
+
+
+def test_the_trainers_help_is_short_and_whole() -> None:
+    short, whole = run("train/run.py --help").stdout, run("train/run.py --help-all").stdout
+    assert len(short.splitlines()) < 70 and "--label-smoothing" not in short and "--label-smoothing" in whole
+    assert "--help-all shows every flag" in short

@@ -8,7 +8,8 @@ import pytest
 
 from train import ds_settings
 from train.config import Config, changed, fields, load, read_file
-from train.run import parse_args, parser, resolve
+from train.flags import parse_args, parser
+from train.run import resolve
 
 
 def test_defaults_are_the_studys() -> None:

@@ -17,9 +17,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin
-
-from pydantic.fields import FieldInfo
+from typing import TYPE_CHECKING, Any
 
 from shards.errors import run_cli
 from shards.plan import check_world
@@ -29,6 +27,7 @@ from train import config as configs
 from train import ds_settings
 from train.config import Config
 from train.ds_settings import DeepSpeedSettings
+from train.flags import DEEPSPEED_FLAGS, parse_args
 
 if TYPE_CHECKING:
     from train.job import Job
@@ -38,83 +37,6 @@ EXIT_PREEMPTED = 75
 EXIT_FILE_VARIABLE = "MEDSHARD_EXIT_FILE"  # launch.sh sets it
 PATIENCE_SECONDS = 8  # another rank's error waits so long for the first rank's, which is the same as a rule
 SHARDS_FOLDER = Path("data/shards")
-DEEPSPEED_FLAGS = ("global_batch", "micro_batch", "precision", "zero_stage", "gradient_clipping")
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse whose mistakes are ValueErrors."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the usage."""
-        raise ValueError(f"{message} (--help lists all flags)")
-
-
-def parser() -> Parser:
-    """All flags: what to do, DeepSpeed's, and one a field of the config."""
-    out = Parser(
-        prog="train/run.py", usage="%(prog)s [flags]", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )  # fmt: skip
-    does = out.add_argument_group("what to do")
-    does.add_argument("--config", metavar="FILE", help="JSON or TOML with the sections below; flags win over it")
-    does.add_argument("--params", metavar="FILE", help="params.json of the published study; flags win over it")
-    does.add_argument(
-        "--study-exact", action="store_true", help="with --params: the study's own behaviour where ours mends it"
-    )
-    does.add_argument("--print-config", action="store_true", help="print the checked config as JSON and stop")
-    does.add_argument("--resume", metavar="RUN", help="go on with a run directory from its newest whole checkpoint")
-    does.add_argument("--stop-after-steps", type=int, metavar="K", help="stop, with a checkpoint, after K steps in all")
-    does.add_argument("--test", metavar="RUN", help="score a run or a weights file on a test split, and stop")
-    does.add_argument("--split", default="test", help="with --test: the split (default test)")
-    does.add_argument("--debug", action="store_true", help="tracebacks instead of one line")
-    does.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # the launcher's
-    speed = out.add_argument_group("ds_config.json (flags change this run's copy)")
-    speed.add_argument("--ds-config", metavar="FILE", help="another ds_config.json")
-    speed.add_argument("--global-batch", type=int, metavar="N", help="train_batch_size: images a step, all ranks")
-    speed.add_argument(
-        "--micro-batch", type=int, metavar="N", help="images a forward pass; none: the rank's whole part"
-    )
-    speed.add_argument("--precision", metavar="fp32|bf16|fp16", help="of the forward pass (torch_autocast)")
-    speed.add_argument("--zero-stage", type=int, metavar="0-3", help="zero_optimization.stage; 0: plain data parallel")
-    speed.add_argument("--gradient-clipping", type=float, metavar="NORM", help="largest gradient norm; 0: none")
-    for section, kind in configs.sections():
-        group = out.add_argument_group(section, (kind.__doc__ or "").splitlines()[0])
-        for name, field in kind.model_fields.items():
-            _add_flag(group, name, field)
-    return out
-
-
-def _add_flag(group: Any, name: str, field: FieldInfo) -> None:
-    flag = "--" + name.replace("_", "-")
-    default = field.get_default(call_default_factory=True)
-    shown = ",".join(f"{each:g}" for each in default) if isinstance(default, tuple) else default
-    text = f"{field.description} (default {shown})".replace("%", "%%")
-    if field.annotation is bool:
-        group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
-        return
-    choices = "|".join(get_args(field.annotation)) if get_origin(field.annotation) is Literal else name.upper()
-    group.add_argument(flag, default=argparse.SUPPRESS, metavar=choices, help=text)
-
-
-def parse_args(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
-    """What to do, and the config's fields that were given. Raises ValueError for unknown flags, with the nearest."""
-    arguments = parser()
-    if "--help" in argv or "-h" in argv:
-        if os.environ.get("RANK", "0") != "0":
-            sys.exit(0)
-        arguments.parse_args(["--help"])
-    known, unknown = arguments.parse_known_args(argv)
-    if unknown:
-        flag = next((each for each in unknown if each.startswith("--")), unknown[0]).split("=")[0]
-        flags = [
-            option for action in arguments._actions for option in action.option_strings if option != "--local_rank"
-        ]
-        raise ValueError(f"unknown flag {flag}: {configs.nearest(flag, flags) if flag[:2] == '--' else 'see --help'}")
-    given = {name: getattr(known, name) for name in configs.fields() if hasattr(known, name)}
-    if known.stop_after_steps is not None and known.stop_after_steps < 1:
-        raise ValueError(f"--stop-after-steps: got {known.stop_after_steps}; give 1 or more")
-    return known, given
 
 
 def resolve(args: argparse.Namespace, flags: dict[str, Any]) -> tuple[Config, DeepSpeedSettings]:

@@ -1,0 +1,110 @@
+"""The trainer's command line: what to do, DeepSpeed's settings, and a flag for every field of the config."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, Literal, NoReturn, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from shards.command_line import Help, complete
+from train import config as configs
+
+DEEPSPEED_FLAGS = ("global_batch", "micro_batch", "precision", "zero_stage", "gradient_clipping")
+ABOUT = """Train a timm model on a shard set.
+
+    ./launch.sh train --shards data/shards/DDSM --model resnet50.tv_in1k --start wt --name ddsm
+    ./launch.sh train --resume runs/ddsm
+    RANKS=2 ./launch.sh train --config mine.toml --lr 3e-4"""
+MORE = """--help-all shows every flag. --config FILE (JSON or TOML, or the config.json of a run) lies under them. Exit
+codes: 0 done, 2 a mistake that one line names, 75 stopped by a signal with a checkpoint (--resume goes on)."""
+# What --help shows; --help-all shows the rest, too.
+COMMON = {
+    "shards", "view", "image_size", "preset", "fraction", "threads", "model", "start", "weights", "optimizer", "lr",
+    "schedule", "epochs", "seed", "name", "out",
+}  # fmt: skip
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose mistakes are ValueErrors."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage."""
+        raise ValueError(f"{message} (--help-all lists all flags)")
+
+
+def parser(*, whole: bool = True) -> Parser:
+    """All flags: what to do, DeepSpeed's, and one a field of the config; not `whole`: help shows the common ones."""
+    out = Parser(
+        prog="train/run.py", usage="./launch.sh train [flags]", description=ABOUT, epilog=MORE, formatter_class=Help,
+        add_help=False, allow_abbrev=False,
+    )  # fmt: skip
+    does = out.add_argument_group("what to do")
+    does.add_argument("--config", metavar="FILE", help="JSON or TOML with the sections below; flags win over it")
+    does.add_argument("--params", metavar="FILE", help="params.json of the published study; flags win over it")
+    does.add_argument(
+        "--study-exact", action="store_true", help="with --params: the study's own behaviour where ours mends it"
+    )
+    does.add_argument("--print-config", action="store_true", help="print the checked config as JSON and stop")
+    does.add_argument("--resume", metavar="RUN", help="go on with a run directory from its newest whole checkpoint")
+    does.add_argument("--stop-after-steps", type=int, metavar="K", help="stop, with a checkpoint, after K steps in all")
+    does.add_argument("--test", metavar="RUN", help="score a run or a weights file on a test split, and stop")
+    does.add_argument("--split", default="test", help="with --test: the split (default test)")
+    does.add_argument("--debug", action="store_true", help="tracebacks instead of one line")
+    does.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # the launcher's
+    speed = out.add_argument_group("ds_config.json (flags change this run's copy)")
+    speed.add_argument("--ds-config", metavar="FILE", help="another ds_config.json")
+    speed.add_argument("--global-batch", type=int, metavar="N", help="train_batch_size: images a step, all ranks")
+    speed.add_argument(
+        "--micro-batch", type=int, metavar="N", help="images a forward pass; none: the rank's whole part"
+    )
+    speed.add_argument("--precision", metavar="fp32|bf16|fp16", help="of the forward pass (torch_autocast)")
+    speed.add_argument("--zero-stage", type=int, metavar="0-3", help="zero_optimization.stage; 0: plain data parallel")
+    speed.add_argument("--gradient-clipping", type=float, metavar="NORM", help="largest gradient norm; 0: none")
+    for section, kind in configs.sections():
+        group = out.add_argument_group(section, (kind.__doc__ or "").splitlines()[0] if whole else None)
+        for name, field in kind.model_fields.items():
+            _add_flag(group, name, field, hidden=not whole and name not in COMMON)
+    return out
+
+
+def _add_flag(group: Any, name: str, field: FieldInfo, *, hidden: bool = False) -> None:
+    flag = "--" + name.replace("_", "-")
+    default = field.get_default(call_default_factory=True)
+    shown = ",".join(f"{each:g}" for each in default) if isinstance(default, tuple) else default
+    text = (field.description or "") + (f" (default {shown})" if shown not in (None, "") else "")
+    text = argparse.SUPPRESS if hidden else text.replace("%", "%%")
+    if field.annotation is bool:
+        group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+        return
+    choices = "|".join(get_args(field.annotation)) if get_origin(field.annotation) is Literal else _metavar(name, field)
+    group.add_argument(flag, default=argparse.SUPPRESS, metavar=choices, help=text)
+
+
+def _metavar(name: str, field: FieldInfo) -> str:
+    kinds = str(field.annotation)
+    return (
+        "N" if "int" in kinds and "str" not in kinds else "X" if "float" in kinds else name.rpartition("_")[2].upper()
+    )
+
+
+def parse_args(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
+    """What to do, and the config's fields that were given. Raises ValueError for unknown flags, with the nearest."""
+    arguments = parser()
+    complete(arguments)
+    if {"--help", "-h", "--help-all"} & set(argv):
+        if os.environ.get("RANK", "0") == "0":
+            print(parser(whole="--help-all" in argv).format_help())
+        sys.exit(0)
+    known, unknown = arguments.parse_known_args(argv)
+    if unknown:
+        flag = next((each for each in unknown if each.startswith("--")), unknown[0]).split("=")[0]
+        flags = [
+            option for action in arguments._actions for option in action.option_strings if option != "--local_rank"
+        ]
+        raise ValueError(f"unknown flag {flag}: {configs.nearest(flag, flags) if flag[:2] == '--' else 'see --help'}")
+    given = {name: getattr(known, name) for name in configs.fields() if hasattr(known, name)}
+    if known.stop_after_steps is not None and known.stop_after_steps < 1:
+        raise ValueError(f"--stop-after-steps: got {known.stop_after_steps}; give 1 or more")
+    return known, given
