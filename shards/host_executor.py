@@ -179,7 +179,7 @@ def _resize(operator: Operator, image: np.ndarray, values: Values) -> np.ndarray
         return image
     if image.dtype != np.uint8:
         image = image.astype(np.float32)
-    image = np.require(image, requirements=["W"])
+    image = np.require(image, requirements=["C", "W"])  # torch is slow on a view of a larger image
     tensor = torch.from_numpy(image).unsqueeze(0).permute(0, 3, 1, 2)
     resized = torch.ops.aten._upsample_bilinear2d_aa(tensor, size, False, None, None)
     return resized[0].permute(1, 2, 0).numpy()

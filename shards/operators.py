@@ -215,11 +215,13 @@ class Boxes:
     def draw(self, u: np.ndarray, sizes: np.ndarray, more: More, first_block: int) -> tuple[np.ndarray, np.ndarray]:
         """Windows and who found one; the first try's uniforms are u, the others' start at `first_block`."""
         windows, fits = self.attempt(u, sizes)
-        for i in range(CROP_TRIES - 1):
-            lost = np.flatnonzero(~fits)
-            if not len(lost):
-                break
-            windows[lost], fits[lost] = self.attempt(more(lost, 4, first_block + i), sizes[lost])
+        lost, tries = np.flatnonzero(~fits), CROP_TRIES - 1
+        if len(lost):  # the other tries of all who need them in one pass: call by call costs more than the numbers
+            others = more(lost, 4 * tries, first_block).reshape(-1, 4)
+            found, good = self.attempt(others, np.repeat(sizes[lost], tries, axis=0))
+            first, rows = np.argmax(good.reshape(-1, tries), axis=1), np.arange(len(lost))
+            windows[lost] = found.reshape(-1, tries, 4)[rows, first]
+            fits[lost] = good.reshape(-1, tries)[rows, first]
         return windows, fits
 
 
