@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -114,6 +115,37 @@ def agree(function: Callable[[], T]) -> T:
     if answer[1] is not None:
         raise ValueError(answer[1])
     return answer[0]
+
+
+def first_word(word: str | None) -> str | None:
+    """The word of the lowest rank that has one, with its rank; None where none has. All ranks call it."""
+    words = [word]
+    if world_size() > 1:
+        words = [None] * world_size()
+        dist.all_gather_object(words, word)
+    return next((f"rank {rank}: {each}" for rank, each in enumerate(words) if each is not None), None)
+
+
+def save_engine(engine: Any, folder: Path, tag: str) -> str | None:
+    """Write this rank's files into folder/tag; what went wrong, in words, else None. All ranks call it.
+
+    DeepSpeed's ranks meet while they write: one that raised, for a full disk say, would leave the others waiting.
+    """
+    wrong: list[str] = []
+    write = engine.checkpoint_engine.save
+
+    def guarded(state_dict: Any, path: str) -> None:
+        try:
+            write(state_dict, path)
+        except (OSError, RuntimeError) as error:
+            wrong.append(str(error).splitlines()[0][:200])
+
+    engine.checkpoint_engine.save = guarded
+    try:
+        engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
+    finally:
+        engine.checkpoint_engine.save = write
+    return wrong[0] if wrong else None
 
 
 def total(values: Tensor) -> Tensor:

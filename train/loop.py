@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from shards.draws import uniform
 from shards.loader import Batch
 from train import checkpoints
-from train.engine import agree, plain_copy, share_buffers, total, whole_state
+from train.engine import agree, first_word, plain_copy, save_engine, share_buffers, total, whole_state
 from train.evaluation import evaluate_split
 from train.job import Job
 from train.objective import Mix, counted, loss_sum, mix_images
@@ -86,8 +86,8 @@ class Trainer:
                     waited = loader.wait_seconds
                     progress.bad = _merged(progress.bad, loader.bad)
                     self._validate_if_due()
-                    if self._epoch_ended() or progress.step == last or progress.step == stop_after:
-                        self.save()
+                    if (ends := progress.step in (last, stop_after)) or self._epoch_ended():
+                        self.save(must=ends)
         finally:
             loader.close()
         return progress.step >= last
@@ -98,7 +98,7 @@ class Trainer:
         self.pulse.beat(f"step {progress.step + 1}, meeting the other ranks")
         weight, stop, save = self._agree_on(counted(labels, valid).sum().item())
         if stop:
-            self.save()
+            self.save(must=True)
             raise Preempted
         if save:
             self.save()
@@ -225,7 +225,7 @@ class Trainer:
         """Loss and metrics of a model on a split. Raises Preempted where a signal came meanwhile."""
         found = evaluate_split(self.job, model, split, stop=self._any_signalled)
         if found is None:
-            self.save()
+            self.save(must=True)
             raise Preempted
         for line in found.remarks:
             self.reporter.say(f"warning: {split}: {line}")
@@ -254,8 +254,12 @@ class Trainer:
         path = self.job.folder / "weights" / f"{name}.safetensors"
         agree(lambda: save_weights(path, state, self.job.info))
 
-    def save(self) -> None:
-        """Write a checkpoint and weights/last.safetensors; all ranks call it. What is whole already is left."""
+    def save(self, *, must: bool = False) -> None:
+        """Write a checkpoint and weights/last.safetensors; all ranks call it. What is whole already is left.
+
+        Where it cannot be written (a full disk) nothing of it stays, and the run goes on with a warning. Raises
+        ValueError instead where it `must` be written: the run ends here.
+        """
         progress, training = self.progress, self.job.config.training
         folder = self.job.folder / "checkpoints"
         tag = checkpoints.tag_of(progress.step)
@@ -265,15 +269,37 @@ class Trainer:
         self._model_to_evaluate()
         self.pulse.beat(f"the checkpoint of step {progress.step}")
         if agree(lambda: _fresh(part)):
-            self.engine.save_checkpoint(str(folder), tag=part.name, save_latest=False)
-            if self.average is not None and self.job.ranks.first:
-                save_weights(part / "ema.safetensors", self._state(), self.job.info)
-            dist.barrier()
-            stage = self.engine.zero_optimization_stage()
-            agree(lambda: checkpoints.seal(part, asdict(progress), world=self.job.ranks.world, stage=stage))
+            if (wrong := self._write(part)) is not None:
+                line = f"the checkpoint of step {progress.step} could not be written ({wrong}): free space in {folder}"
+                if must:
+                    raise ValueError(f"{line}; --resume {self.job.folder} then goes on from the one before")
+                self.reporter.say(f"warning: {line}; the run goes on, and the one before stays the newest")
+                self._saved_at = time.monotonic()
+                return
             self._save_weights("last", self._state())
         agree(lambda: checkpoints.prune(folder, training.keep_checkpoints))
         self._saved_at = time.monotonic()
+
+    def _write(self, part: Path) -> str | None:
+        """Write and seal a checkpoint; where that fails, on any rank, why, with nothing left of it."""
+        wrong = first_word(save_engine(self.engine, part.parent, part.name))
+        state = self._state() if self.average is not None else None
+        stage, world = self.engine.zero_optimization_stage(), self.job.ranks.world
+
+        def seal() -> str | None:
+            nonlocal wrong
+            try:
+                if wrong is None:
+                    if state is not None:
+                        save_weights(part / "ema.safetensors", state, self.job.info)
+                    checkpoints.seal(part, asdict(self.progress), world=world, stage=stage)
+            except OSError as error:
+                wrong = str(error)
+            if wrong is not None:
+                shutil.rmtree(part, ignore_errors=True)
+            return wrong
+
+        return agree(seal)
 
     def load(self, checkpoint: checkpoints.Checkpoint) -> None:
         """Take up a checkpoint of this run."""

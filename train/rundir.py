@@ -64,12 +64,17 @@ class WeightsInfo:
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor], info: WeightsInfo) -> None:
-    """Write a state dict that timm loads strictly: aside, fsync, rename."""
+    """Write a state dict that timm loads strictly: aside, fsync, rename. Raises OSError, with nothing left, else."""
     aside = path.with_name(f".{path.name}.partial")
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, aside, metadata=info.metadata())
-    with aside.open("rb") as file:
-        os.fsync(file.fileno())
-    aside.replace(path)
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, aside, metadata=info.metadata())
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except SafetensorError as error:  # its word for a full disk
+        raise OSError(f"{path} cannot be written: {error}") from None
+    finally:
+        aside.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 
