@@ -8,6 +8,7 @@ same bytes.
 """
 
 import argparse
+import json
 import os
 import time
 from pathlib import Path
@@ -74,6 +75,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     own.add_argument("--split-column", help="train, val or test")
     own.add_argument("--channels", type=int, choices=(1, 3), default=3, help="1 stores grey images")
     own.add_argument("--target-metric", help="such as roc_auc, accuracy or quadratic_kappa")
+    add("--quiet", action="store_true", help="no progress and no summary")
+    add("--json", action="store_true", help="print the summary as JSON: place, made, splits, left out")
     add("--debug", action="store_true", help="traceback on errors")
     return parser.parse_args(argv)
 
@@ -102,6 +105,7 @@ def main(args: argparse.Namespace) -> None:
         max_bad=args.max_bad,
         strict=args.strict,
         workers=args.workers,
+        quiet=args.quiet or args.json,
     )
     if args.dry_run:
         print(dry_run(dataset, raw, out, options))
@@ -109,6 +113,12 @@ def main(args: argparse.Namespace) -> None:
     start = time.monotonic()
     manifest, made = convert(dataset, raw, out, options, args.salt)
     seconds = time.monotonic() - start
+    if args.json:
+        splits = {name: {"samples": split.samples, "groups": split.groups} for name, split in manifest.splits.items()}
+        told = {"out": str(out), "made": made, "digest": manifest.digest, "splits": splits}
+        print(json.dumps(told | {"left_out": len(manifest.left_out), "warnings": manifest.warnings}, indent=1))
+    if args.json or args.quiet:
+        return
     state = f"made in {seconds:.0f} s" if made else "already done, nothing to do"
     print(f"{manifest.name}{' (phantoms)' if manifest.phantom else ''}: {out} {state}")
     print(describe(manifest))

@@ -6,10 +6,12 @@ Prints what is wrong and ends with exit code 1, or says that all is well. `--fas
 """
 
 import hashlib
+import json
 import mmap
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -230,20 +232,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="a shard set, with its manifest.json")
     parser.add_argument("--fast", action="store_true", help="hash every byte but do not decode the images")
     parser.add_argument("--threads", type=int, default=2, help="shards checked at a time (default 2)")
+    parser.add_argument("--quiet", action="store_true", help="no progress, and no word where all is well")
+    parser.add_argument("--json", action="store_true", help="print problems and proof as one JSON document")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(argv)
     from tqdm import tqdm
 
-    with tqdm(unit=" shards", desc="checking", delay=1) as bar:
+    hidden = options.quiet or options.json or not sys.stderr.isatty()
+    with tqdm(unit=" shards", desc="checking", delay=1, disable=hidden) as bar:
         problems = check_set(
             options.folder,
             decode=not options.fast,
             threads=max(options.threads, 1),
             done=lambda _: bar.update() and None,
         )
+    fatal = sum(problem.fatal for problem in problems)
+    if options.json:
+        print(json.dumps({"whole": not fatal, "problems": [asdict(problem) for problem in problems]}, indent=1))
+        return int(fatal > 0)
     for problem in problems:
         print(problem)
-    fatal = sum(problem.fatal for problem in problems)
+    if options.quiet and not fatal:
+        return 0
     if fatal:
         print(f"{fatal} problem{'s' * (fatal > 1)} in {options.folder}")
         return 1

@@ -161,6 +161,14 @@ def test_command_line_says_what_was_proved(tiny_set: Path, capsys: pytest.Captur
     assert "96 samples whole, every image decodes" in out and "train-val 0, train-test 0, val-test 0" in out
     with pytest.raises(ValueError, match="no folder"):
         main([str(tiny_set / "nowhere")])
+    assert shards_main(["check", str(tiny_set), "--quiet"]) == 0 and capsys.readouterr().out == ""
+
+
+def test_problems_as_json(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (copied / "val-000000.tar").unlink()
+    assert shards_main(["check", str(copied), "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert told["whole"] is False and told["problems"][0]["where"] == "val-000000.tar"
 
 
 def test_info_fits_a_screen(tiny_set: Path, capsys: pytest.CaptureFixture[str]) -> None:
