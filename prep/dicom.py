@@ -12,8 +12,10 @@ No text of the header leaves this file: reasons name the transfer syntax at most
 
 import io
 import warnings
+from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from prep.images import UndecodableImage
 from shards.index import MAX_PIXELS
@@ -43,6 +45,22 @@ def decode_dicom(data: bytes, bits: int = 8) -> np.ndarray:
             syntax = getattr(header.file_meta.get("TransferSyntaxUID", ""), "name", "unknown")
             stored = header.get("BitsStored", "?")
             raise UndecodableImage(f"no decoder for DICOM {syntax}, {stored} bits ({type(error).__name__})") from None
+
+
+def pixel_size(path: Path) -> tuple[int, int]:
+    """(height, width) of a DICOM file or another image from its header alone; (0, 0) where that cannot be read."""
+    import pydicom
+
+    try:
+        if path.suffix.lower() != ".dcm":
+            with Image.open(path) as image:
+                return image.height, image.width
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["Rows", "Columns"])
+            return int(header.Rows), int(header.Columns)
+    except Exception:  # a file that is broken here is told of, with its reason, when it is decoded
+        return 0, 0
 
 
 def _render(header, bits: int) -> np.ndarray:  # type: ignore[no-untyped-def]  # pydicom is untyped here

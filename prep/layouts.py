@@ -31,19 +31,21 @@ class Layout:
     pack: Callable[[Path], None] | None = None
 
 
-def _sides(rng: np.random.Generator, size: int, ratio: float, spread: float) -> tuple[int, int]:
+def sides(rng: np.random.Generator, size: int, ratio: float, spread: float) -> tuple[int, int]:
     """Height and width of one image: the short side within `spread` of `size`, the long one `ratio` times that."""
     short = size * rng.uniform(1 - spread, 1 + spread)
     tall, wide = (short * ratio, short) if ratio >= 1 else (short, short / ratio)
     return round(tall * rng.uniform(0.97, 1.03)), round(wide)
 
 
-def _write_lines(path: Path, lines: list[str]) -> None:
+def write_lines(path: Path, lines: list[str]) -> None:
+    """A text file of lines, its folder too."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(line + "\n" for line in lines))
 
 
-def _write_table(path: Path, rows: list[list[Any]]) -> None:
+def write_table(path: Path, rows: list[list[Any]]) -> None:
+    """A csv table, its folder too."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         csv.writer(file).writerows(rows)
@@ -67,7 +69,7 @@ def plan_ddsm(root: Path, rng: np.random.Generator, count: int, size: int) -> It
             file = f"{name}_{int(rng.integers(1, 16)):02d}-{scanner}_{case}_1.{view}.png"
             lists[split].append(file)
             drawn[name] += 1
-            height, width = _sides(rng, size, 1.5, 0.06)
+            height, width = sides(rng, size, 1.5, 0.06)
             yield (
                 root / "ddsm_raw" / file,
                 "breast",
@@ -81,14 +83,14 @@ def plan_ddsm(root: Path, rng: np.random.Generator, count: int, size: int) -> It
                 },
             )
     for split, lines in lists.items():
-        _write_lines(root / "ddsm_raw_image_lists" / f"{split}.txt", [lines[i] for i in rng.permutation(len(lines))])
+        write_lines(root / "ddsm_raw_image_lists" / f"{split}.txt", [lines[i] for i in rng.permutation(len(lines))])
 
 
 def _fundus(rng: np.random.Generator, grade: int, size: int) -> dict[str, Any]:
     """Arguments of a fundus of a grade: more dark dots with each grade, bright exudates from grade 2 on."""
     dots = (0, 5, 7, 14, 20)[grade] + int(rng.integers(0, 3)) * (grade > 0)
     exudates = (0, 0, 5, 8, 16)[grade] + int(rng.integers(0, 3)) * (grade > 1)
-    height, width = _sides(rng, size, 0.67, 0.3)
+    height, width = sides(rng, size, 0.67, 0.3)
     return {"height": height, "width": width, "counts": (dots, exudates), "brightness": rng.uniform(0.16, 0.24)}
 
 
@@ -96,7 +98,7 @@ def plan_aptos(root: Path, rng: np.random.Generator, count: int, size: int) -> I
     """train.csv (id_code,diagnosis) and train_images/*.png."""
     grades = rng.permutation(np.resize([0, 2, 0, 1, 3, 4], count))
     names = [rng.bytes(6).hex() for _ in range(count)]
-    _write_table(
+    write_table(
         root / "train.csv", [["id_code", "diagnosis"], *([n, int(g)] for n, g in zip(names, grades, strict=True))]
     )
     for name, grade in zip(names, grades, strict=True):
@@ -115,7 +117,7 @@ def plan_idrid(root: Path, rng: np.random.Generator, count: int, size: int) -> I
         grades = [int(g) for g in rng.permutation(np.resize([2, 0, 3, 2, 0, 4, 1], images))]
         rows: list[list[Any]] = [["Image name", "Retinopathy grade", "Risk of macular edema ", *blanks]]
         rows += [[f"IDRiD_{i + 1:03d}", grade, min(grade, 2), *blanks] for i, grade in enumerate(grades)]
-        _write_table(base / "2. Groundtruths" / table, rows)
+        write_table(base / "2. Groundtruths" / table, rows)
         for i, grade in enumerate(grades):
             yield base / "1. Original Images" / folder / f"IDRiD_{i + 1:03d}.jpg", "fundus", _fundus(rng, grade, size)
 
@@ -131,11 +133,11 @@ def plan_isic(root: Path, rng: np.random.Generator, count: int, size: int) -> It
         lesion = "" if rng.random() < 0.1 else f"HAM_{int(serial):07d}"
         metadata.append([name, int(rng.integers(4, 17)) * 5, "back", lesion, "female"])
         kinds = (4 + 6 * (int(label) % 4), 7 * (int(label) // 4))
-        height, width = _sides(rng, size, 0.75, 0.3)
+        height, width = sides(rng, size, 0.75, 0.3)
         arguments = {"height": height, "width": width, "counts": kinds, "brightness": rng.uniform(0.16, 0.24)}
         yield root / f"ISIC_2019_Training_Input_{number % 2 + 1}" / f"{name}.jpg", "fundus", arguments
-    _write_table(root / ISIC_TRUTH, truth)
-    _write_table(root / ISIC_METADATA, metadata)
+    write_table(root / ISIC_TRUTH, truth)
+    write_table(root / ISIC_METADATA, metadata)
 
 
 def plan_chexpert(root: Path, rng: np.random.Generator, count: int, size: int) -> Iterator[Drawing]:
@@ -151,7 +153,7 @@ def plan_chexpert(root: Path, rng: np.random.Generator, count: int, size: int) -
         path = f"{part}/patient{int(patient) + 1:05d}/study1/view1_frontal.jpg"
         cells = [values.get(name, "") for name in CHEXPERT_FINDINGS]
         tables[part].append([f"CheXpert-v1.0-small/{path}", "Female", 60, "Frontal", "AP", *cells])
-        height, width = _sides(rng, size, 1.0, 0.1)
+        height, width = sides(rng, size, 1.0, 0.1)
         yield (
             root / path,
             "breast",
@@ -165,7 +167,7 @@ def plan_chexpert(root: Path, rng: np.random.Generator, count: int, size: int) -
             },
         )
     for part, rows in tables.items():
-        _write_table(root / f"{part}.csv", rows)
+        write_table(root / f"{part}.csv", rows)
 
 
 def plan_table(root: Path, rng: np.random.Generator, count: int, size: int) -> Iterator[Drawing]:
@@ -175,10 +177,10 @@ def plan_table(root: Path, rng: np.random.Generator, count: int, size: int) -> I
     for number, patient in enumerate(np.sort(rng.integers(0, max(count * 2 // 3, 4), count))):
         label, lesions, shape = kinds[int(rng.integers(3))]
         rows.append([f"images/{number:05d}.png", label, f"P{patient:04d}"])
-        height, width = _sides(rng, size, 1.2, 0.1)
+        height, width = sides(rng, size, 1.2, 0.1)
         arguments = {"height": height, "width": width, "count": lesions, "shape": shape, "right": bool(rng.integers(2))}
         yield root / rows[-1][0], "breast", arguments | {"brightness": rng.uniform(0.14, 0.22)}
-    _write_table(root / "labels.csv", rows)
+    write_table(root / "labels.csv", rows)
 
 
 PATCHES = "patches"  # drawn here first, then packed
@@ -215,7 +217,7 @@ def pack_camelyon(root: Path) -> None:
         header = ["", "coord_y", "coord_x", "tumor_patch", "center_tumor_patch", "wsi"]
         tumours = labels.ravel().astype(bool)
         rows = [[i, 0, 96 * i, bool(t), bool(t), f"camelyon16_{part}_{i // 4:03d}"] for i, t in enumerate(tumours)]
-        _write_table(root / f"{CAMELYON_FILE.format(part=part, kind='meta')}.csv", [header, *rows])
+        write_table(root / f"{CAMELYON_FILE.format(part=part, kind='meta')}.csv", [header, *rows])
     shutil.rmtree(root / PATCHES)
 
 

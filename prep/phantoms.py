@@ -22,7 +22,9 @@ import cv2
 import numpy as np
 
 from prep.drawing import breast, fundus, tissue
-from prep.layouts import LAYOUTS
+from prep.layouts import LAYOUTS as FIRST_LAYOUTS
+from prep.layouts import Layout
+from prep.mammogram_layouts import LAYOUTS as MAMMOGRAM_LAYOUTS
 from prep.pool import deaf_to_ctrl_c
 from prep.progress import progress
 from prep.records import PHANTOM_MARKER
@@ -31,6 +33,7 @@ from shards.errors import run_cli
 from shards.manifest import write_aside
 
 SALT_NAME = "phantom.salt"
+LAYOUTS: dict[str, Layout] = dict(sorted((FIRST_LAYOUTS | MAMMOGRAM_LAYOUTS).items()))
 DRAWERS: dict[str, Callable[..., np.ndarray]] = {"breast": breast, "fundus": fundus, "tissue": tissue}
 
 

@@ -57,7 +57,7 @@ def test_never_mixes_with_real_files(tmp_path: Path) -> None:
     (tmp_path / "real.png").write_bytes(b"x")
     with pytest.raises(ValueError, match="holds other files"):
         draw_phantoms("DDSM", tmp_path, 10)
-    with pytest.raises(ValueError, match="known: APTOS2019, Camelyon, CheXpert, DDSM, IDRiD"):
+    with pytest.raises(ValueError, match="known: APTOS2019, CBIS-DDSM, Camelyon, CheXpert, DDSM, DDSM-folder"):
         draw_phantoms("DSM", tmp_path / "new", 10)
     assert not (tmp_path / "new").exists()
 

@@ -29,6 +29,19 @@ def test_every_dataset_states_what_a_manifest_needs(name: str) -> None:
     assert dataset.source_values
 
 
+def flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_the_page_says_of_every_dataset_what_its_reader_says(name: str) -> None:
+    page, dataset = flat((Path(__file__).parents[1] / "docs" / "datasets.md").read_text()), DATASETS[name]
+    for text in (f"`{name}`", dataset.citation, dataset.licence, dataset.where.split(" ")[0]):
+        assert text in page, f"docs/datasets.md lacks {text!r} of {name}"
+    for view in dataset.views:
+        assert f"`{view}`" in page, f"docs/datasets.md lacks view {view} of {name}"
+
+
 @pytest.mark.parametrize("name", ["APTOS2019", "DDSM", "IDRiD"])
 @pytest.mark.parametrize("state", ["missing", "empty", "wrong"])
 def test_a_raw_folder_that_is_not_there_says_where_to_get_it(name: str, state: str, tmp_path: Path) -> None:

@@ -5,12 +5,26 @@ import difflib
 from prep.records import RawDataset
 from prep.sources.aptos2019 import APTOS2019
 from prep.sources.camelyon import CAMELYON
-from prep.sources.chexpert import CHEXPERT, CHEXPERT_FRONTAL
-from prep.sources.ddsm import DDSM
+from prep.sources.cbis_ddsm import CBIS_DDSM, CBIS_DDSM_LESIONS
+from prep.sources.chexpert import CHEXPERT, CHEXPERT_FRONTAL, CHEXPERT_LATERAL
+from prep.sources.ddsm import DDSM, DDSM_FOLDER, DDSM_PATCHES
 from prep.sources.idrid import IDRID
 from prep.sources.isic2019 import ISIC2019
 
-KNOWN = (APTOS2019, CAMELYON, CHEXPERT, CHEXPERT_FRONTAL, DDSM, IDRID, ISIC2019)
+KNOWN = (
+    APTOS2019,
+    CAMELYON,
+    CBIS_DDSM,
+    CBIS_DDSM_LESIONS,
+    CHEXPERT,
+    CHEXPERT_FRONTAL,
+    CHEXPERT_LATERAL,
+    DDSM,
+    DDSM_FOLDER,
+    DDSM_PATCHES,
+    IDRID,
+    ISIC2019,
+)
 DATASETS: dict[str, RawDataset] = {dataset.name: dataset for dataset in KNOWN}
 
 

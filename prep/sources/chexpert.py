@@ -46,7 +46,7 @@ def reader(view: str) -> Callable[[Path], Iterator[Record]]:
     """The reader of "all", "frontal" or "lateral" images."""
 
     def read(root: Path) -> Iterator[Record]:
-        (CHEXPERT if view == "all" else CHEXPERT_FRONTAL).require(root, "train.csv")
+        CHEXPERT.require(root, "train.csv")
         for table, split in (("train.csv", "train"), ("valid.csv", "val")):
             if not (root / table).is_file():
                 continue
@@ -125,3 +125,4 @@ def _dataset(name: str, view: str) -> RawDataset:
 
 CHEXPERT = _dataset("CheXpert", "all")
 CHEXPERT_FRONTAL = _dataset("CheXpert-frontal", "frontal")
+CHEXPERT_LATERAL = _dataset("CheXpert-lateral", "lateral")

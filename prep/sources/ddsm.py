@@ -1,14 +1,19 @@
-"""DDSM, whole mammograms in the layout of the published study: three lists of file names, the class in each name."""
+"""DDSM: the published study's whole mammograms (lists of file names, the class in each) and its patches (lists of path
+and label), and any folder of conversions that names the class in a path.
+"""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
-from prep.records import RawDataset, Record
+from prep.records import RawDataset, Record, whole_number
+from prep.splits import SPLIT_NAMES
 from shards.manifest import LabelView
 
 LISTS = "ddsm_raw_image_lists"
 SOURCE_LABELS = {"normal": 0, "benign": 1, "cancer": 2}
+CONVERSIONS = {".png", ".tif", ".tiff", ".jpg", ".jpeg"}
+UNSPECIFIED = 3  # the patches' lists of two classes do not say which of benign and cancer it is
 CASE = re.compile(r"([A-D])[_-](\d{4})[_-]\d")  # a scanner's letter and the case number: B_3081_1.LEFT_CC
 
 
@@ -40,6 +45,50 @@ def read(root: Path) -> Iterator[Record]:
             yield Record(entry, path, (label_of(name, where),), case_of(name), split, where)
 
 
+def read_patches(root: Path) -> Iterator[Record]:
+    """Yield the patches of ddsm_labels/3class, or of 2class where that is all there is, in list order."""
+    DDSM_PATCHES.require(root, "ddsm_patches")
+    folder = root / "ddsm_labels" / ("3class" if (root / "ddsm_labels" / "3class").is_dir() else "2class")
+    DDSM_PATCHES.require(root, *(f"ddsm_labels/{folder.name}/{split}.txt" for split in ("train", "val", "test")))
+    known = (0, 1, 2) if folder.name == "3class" else (0, UNSPECIFIED)
+    for split in ("train", "val", "test"):
+        for number, line in enumerate((folder / f"{split}.txt").read_text().splitlines(), 1):
+            if not line.strip():
+                continue
+            where = f"{folder.name}/{split}.txt row {number}"
+            entry, _, cell = line.strip().replace("\\", "/").rpartition(" ")
+            label = whole_number(cell, f"the label in {where}")
+            if not 0 <= label < len(known) or not entry:
+                raise ValueError(
+                    f"{where} is not a path and a label of 0..{len(known) - 1}: is this the original list?"
+                )
+            path = root / "ddsm_patches" / entry.strip()
+            if not path.exists() and path.with_suffix(".png").exists():
+                path = path.with_suffix(".png")
+            yield Record(entry.strip(), path, (known[label],), case_of(entry), split, where)
+
+
+def class_in(source: PurePosixPath) -> int | None:
+    """The class that the file name or the nearest folder starts with, such as benigns/case0001; None for none."""
+    for part in reversed(source.parts):
+        for word, label in (*SOURCE_LABELS.items(), ("malignant", SOURCE_LABELS["cancer"])):
+            if part.lower().startswith(word):
+                return label
+    return None
+
+
+def read_folder(root: Path) -> Iterator[Record]:
+    """Yield every image below `root`; a path without a class is left out and counted."""
+    DDSM_FOLDER.require(root)
+    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in CONVERSIONS)
+    for number, path in enumerate(files, 1):
+        source = PurePosixPath(path.relative_to(root).as_posix())
+        label = class_in(source)
+        split = next((SPLIT_NAMES[part.lower()] for part in source.parts[:-1] if part.lower() in SPLIT_NAMES), None)
+        skip = "" if label is not None else "no folder and no file name starts with normal, benign or cancer"
+        yield Record(str(source), path, (label or 0,), case_of(str(source)), split, f"image {number}", skip)
+
+
 def study_split(root: Path, records: list[Record]) -> list[str]:
     """The lists as they are."""
     return [record.split or "train" for record in records]
@@ -55,26 +104,41 @@ VIEWS = {
     "3class": LabelView(classes=["normal", "benign", "cancer"], mapping={"0": 0, "1": 1, "2": 2}),
 }
 
-DDSM = RawDataset(
-    name="DDSM",
-    citation="Heath et al., The Digital Database for Screening Mammography, Proc. 5th Int. Workshop on Digital "
-    "Mammography, 212-218, 2001",
-    licence="public for research; cite the authors",
-    where="http://www.eng.usf.edu/cvprg/mammography/database.html (converted to images, with the lists of the study)",
-    tree=(
-        "ddsm_raw/{normal,benign,cancer}_*",
-        f"{LISTS}/train.txt",
-        f"{LISTS}/val.txt",
-        f"{LISTS}/test.txt (a path relative to ddsm_raw a line)",
+
+def _dataset(
+    name: str, read: Callable[[Path], Iterator[Record]], tree: tuple[str, ...], views: dict[str, LabelView]
+) -> RawDataset:
+    return RawDataset(
+        name=name,
+        citation="Heath et al., The Digital Database for Screening Mammography, Proc. 5th Int. Workshop on Digital "
+        "Mammography, 212-218, 2001",
+        licence="public for research; cite the authors",
+        where="http://www.eng.usf.edu/cvprg/mammography/database.html (converted to images)",
+        tree=tree,
+        task="single-label",
+        label_columns=("finding",),
+        views=views,
+        default_view="2class",
+        target_metric="roc_auc",
+        channels=1,
+        group_by="case",
+        read=read,
+        phantoms=name,
+        study_split=None if name == "DDSM-folder" else study_split,
+    )
+
+
+_LISTS = (f"{LISTS}/train.txt", f"{LISTS}/val.txt", f"{LISTS}/test.txt (a path relative to ddsm_raw a line)")
+DDSM = _dataset("DDSM", read, ("ddsm_raw/{normal,benign,cancer}_*", *_LISTS), VIEWS)
+DDSM_PATCHES = _dataset(
+    "DDSM-patches",
+    read_patches,
+    (
+        "ddsm_patches/…",
+        "ddsm_labels/{2class,3class}/{train,val,test}.txt (a path relative to ddsm_patches and a label)",
     ),
-    task="single-label",
-    label_columns=("finding",),
-    views=VIEWS,
-    default_view="2class",
-    target_metric="roc_auc",
-    channels=1,
-    group_by="case",
-    read=read,
-    phantoms="DDSM",
-    study_split=study_split,
+    VIEWS | {"2class": VIEWS["2class"].model_copy(update={"mapping": {"0": 0, "1": 1, "2": 1, str(UNSPECIFIED): 1}})},
+)
+DDSM_FOLDER = _dataset(
+    "DDSM-folder", read_folder, ("{normal,benign,cancer}*/….png, .tif or .jpg, at any depth",), VIEWS
 )

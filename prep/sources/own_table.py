@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Literal
 
 from prep.records import RawDataset, Record, whole_number
-from prep.splits import SPLITS
+from prep.splits import SPLIT_NAMES, SPLITS
 from prep.tables import read_table
 from shards.manifest import LabelView
 
-SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 MAX_CLASSES = 10_000
 
 
