@@ -92,7 +92,8 @@ class Help(argparse.HelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
-        told = "default" in text or action.default in (None, False, True, argparse.SUPPRESS)
+        silent = action.default is None or isinstance(action.default, bool) or action.default in ([], argparse.SUPPRESS)
+        told = "default" in text or silent
         if told or not action.option_strings:
             return text
         default = action.default

@@ -1,0 +1,129 @@
+"""Studies: a grid becomes runs with stable names; what is done stays, what failed is tried again."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from scipy import stats
+
+from train.study import flag, main, parse_args, read, rows, run_here, run_submitted, summary, table
+
+ROOT = Path(__file__).resolve().parents[1]
+GRID = """
+name = "small"
+[base]
+epochs = 1
+[grid]
+shards = ["sets/A", "sets/B"]
+start = ["wt", "ri"]
+seed = [0, 1]
+[[skip]]
+shards = "sets/B"
+start = "wt"
+"""
+# Stands in for the trainer: writes results as it does, and fails the first time for seed 1.
+TRAINER = """
+import json, pathlib, sys
+words = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+folder = pathlib.Path(words.get("--resume") or pathlib.Path(words["--out"]) / words["--name"])
+first = not folder.is_dir()
+folder.mkdir(parents=True, exist_ok=True)
+if first and folder.name.endswith("-1"):
+    sys.exit("error: the disk is full")
+(folder / "words.json").write_text(json.dumps(words))
+score = 0.5 + len(folder.name) / 100
+(folder / "results.json").write_text(json.dumps({"target_metric": "kappa", "test": {"kappa": score}}))
+"""
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> list[str]:
+    (tmp_path / "trainer.py").write_text(TRAINER)
+    return [sys.executable, str(tmp_path / "trainer.py")]
+
+
+def grid_file(tmp_path: Path, text: str = GRID) -> Path:
+    (tmp_path / "study.toml").write_text(text)
+    return tmp_path / "study.toml"
+
+
+@pytest.mark.parametrize("on", ["here", pytest.param("local", marks=pytest.mark.slow)])
+def test_what_is_missing_runs_and_failures_are_tried_again(tmp_path: Path, command: list[str], on: str) -> None:
+    study = read(grid_file(tmp_path), tmp_path / "out", command)
+    assert [run.name for run in study.runs] == ["A-wt-0", "A-wt-1", "A-ri-0", "A-ri-1", "B-ri-0", "B-ri-1"]
+    run = (lambda tries: run_here(study, 2, tries)) if on == "here" else (
+        lambda tries: run_submitted(study, "local", {"timeout_min": 5}, tries)
+    )  # fmt: skip
+    failed = run(1)
+    assert sorted(failed) == ["A-ri-1", "A-wt-1", "B-ri-1"] and "the disk is full" in failed["A-wt-1"]
+    before = {run.name: (run.folder / "results.json").stat().st_mtime_ns for run in study.runs if run.results}
+    assert run(1) == {} and all(run.results for run in study.runs)  # gone on with, not begun anew
+    words = json.loads((study.folder / "A-wt-1" / "words.json").read_text())
+    assert words == {"--resume": str(study.folder / "A-wt-1")}
+    assert all((study.folder / n / "results.json").stat().st_mtime_ns == time for n, time in before.items())
+
+
+def test_the_table_has_mean_spread_and_interval(tmp_path: Path, command: list[str]) -> None:
+    study = read(grid_file(tmp_path), tmp_path / "out", command)
+    run_here(study, 2, 2)
+    found = rows(study)
+    assert [(Path(row["shards"]).name, row["start"], row["done"]) for row in found] == [
+        ("A", "wt", 2), ("A", "ri", 2), ("B", "ri", 2),
+    ]  # fmt: skip
+    shown = table(found, study.axes)
+    assert "| shards | start | metric | done |" in shown and "| A | wt | kappa | 2/2 | 0.560 |" in shown
+    values = [0.5, 0.7, 0.9, 0.6]
+    low, high = stats.t.interval(0.95, 3, 0.675, stats.sem(values))
+    told = summary([*values, None])
+    assert (told["low"], told["high"], told["done"], told["of"]) == (pytest.approx(low), pytest.approx(high), 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[grid]\nsead = [1]", r"unknown flag 'sead': did you mean seed\?"),
+        ("[grid]\nseed = 1", "holds flags with lists of values"),
+        ("[grid]\nname = ['a']", "name is set by the study"),
+        ("[grids]\nseed = [1]", "unknown key 'grids'; known: name, base, grid, skip"),
+        (
+            "[grid]\nshards = ['a/X', 'b/X']\nseed = [1]",
+            "two combinations are called X-1|two combinations are called X",
+        ),
+        ("[grid", "no readable TOML file"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        read(grid_file(tmp_path, text), tmp_path, ["x"])
+    assert "\n" not in str(error.value).rstrip()
+
+
+def test_values_become_words() -> None:
+    assert flag("autoscale_lr", True) == ["--autoscale-lr"] and flag("verify", False) == ["--no-verify"]
+    assert flag("crop_scale", [0.5, 1]) == ["--crop-scale", "0.5,1"]
+    assert flag("train_operators", [{"op": "Resize"}]) == ["--train-operators", '[{"op": "Resize"}]']
+
+
+@pytest.mark.parametrize("name", [path.stem for path in (ROOT / "examples" / "studies").glob("*.toml")])
+def test_the_examples_are_read(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [str(ROOT / "examples" / "studies" / f"{name}.toml"), "--out", str(tmp_path), "--show"]
+    assert main(parse_args(arguments)) == 0
+    assert capsys.readouterr().out.count("\n| ") == {"figure": 60, "phantoms": 2}[name]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_real_study(tiny_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    text = f'[base]\nshards = "{tiny_set}"\nmodel = "test_vit"\nstart = "ri"\nimage_size = 32\n'
+    text += "global_batch = 16\nepochs = 1\n"
+    arguments = [
+        str(grid_file(tmp_path, text + "[grid]\nlr = [1e-3, 1e-4]\nseed = [0, 1]")),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert main(parse_args([*arguments, "--parallel", "2"])) == 0
+    told = json.loads((tmp_path / "out" / "study" / "study.json").read_text())
+    assert [row["done"] for row in told["rows"]] == [2, 2] and told["failed"] == {}
+    assert "| 0.0001 |" in (tmp_path / "out" / "study" / "study.md").read_text()

@@ -1,0 +1,291 @@
+"""A grid of runs with stable names: runs what is not done, goes on with what was stopped, and tells it as a table.
+
+    python train/study.py examples/studies/figure.toml --parallel 2
+    python train/study.py examples/studies/figure.toml --on slurm --slurm partition=gpu gpus_per_node=1 timeout_min=600
+
+The file has `name`, a table `[base]` of the trainer's flags (with _ for -), and a table `[grid]` of flags with lists of
+values; every combination is a run at runs/studies/NAME/. With `[[skip]]` tables combinations are left out. Reads the
+results of the runs; writes study.json and study.md beside them. The same command again does only what is missing.
+Exit codes: 0 all is done, 1 some runs failed.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from scipy import stats
+
+from shards.command_line import Parser
+from shards.errors import run_cli
+from shards.manifest import write_aside
+from train import config as configs
+from train.flags import DEEPSPEED_FLAGS
+from train.rundir import RESULTS_FILE
+
+ROOT = Path(__file__).resolve().parents[1]
+SET_BY_STUDY = ("name", "out")
+TAIL = 400  # characters of a failed run's last words
+
+
+@dataclass(frozen=True)
+class Run:
+    """One combination. `flags`: the trainer's, by field name; calling it runs it, or goes on with it."""
+
+    name: str
+    folder: Path
+    flags: tuple[tuple[str, Any], ...]
+    command: tuple[str, ...]  # what comes before the flags
+
+    @property
+    def results(self) -> dict[str, Any] | None:
+        """What the run wrote at its end; None before."""
+        path = self.folder / RESULTS_FILE
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    def __call__(self) -> str:
+        """Run to the end. Returns "" or the last words of a failure."""
+        if self.results is not None:
+            return ""
+        if self.folder.is_dir():
+            words = ["--resume", str(self.folder)]
+        else:
+            words = [word for name, value in self.flags for word in flag(name, value)]
+            words += ["--out", str(self.folder.parent), "--name", self.name]
+        done = subprocess.run([*self.command, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+        return "" if done.returncode == 0 else (done.stderr.strip() or done.stdout.strip())[-TAIL:] or "no word"
+
+    def checkpoint(self) -> Any:
+        """Slurm takes the machine back: submitit submits the same run again, which goes on."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+class Study(NamedTuple):
+    """A study file, read. `axes`: the flags that vary."""
+
+    name: str
+    folder: Path
+    runs: tuple[Run, ...]
+    axes: tuple[str, ...]
+
+
+def read(path: Path, out: Path, command: Sequence[str]) -> Study:
+    """The study of a TOML file, its runs below out/NAME.
+
+    Raises ValueError in one line for an unknown key or flag, an empty grid, or two runs of one name.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no readable TOML file: {error}") from None
+    if unknown := sorted(set(content) - {"name", "base", "grid", "skip"}):
+        raise ValueError(f"{path}: unknown key {unknown[0]!r}; known: name, base, grid, skip")
+    name, base, grid = content.get("name", path.stem), content.get("base", {}), content.get("grid", {})
+    for key in (*base, *grid, *(key for skipped in content.get("skip", []) for key in skipped)):
+        _check_flag(path, key)
+    if not grid or any(not isinstance(values, list) or not values for values in grid.values()):
+        raise ValueError(f"{path}: [grid] holds flags with lists of values, such as seed = [0, 1, 2]")
+    folder = out / name
+    runs = []
+    for combination in combinations(grid, content.get("skip", [])):
+        run_name = name_of(combination, grid)
+        runs.append(Run(run_name, folder / run_name, tuple((base | combination).items()), tuple(command)))
+    names = [run.name for run in runs]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"{path}: two combinations are called {sorted(twice)[0]}: take values whose names differ")
+    return Study(name, folder, tuple(runs), tuple(axis for axis, values in grid.items() if len(values) > 1))
+
+
+def _check_flag(path: Path, key: str) -> None:
+    known = [*configs.fields(), *DEEPSPEED_FLAGS, "ds_config"]
+    if key in SET_BY_STUDY:
+        raise ValueError(f"{path}: {key} is set by the study: take it out")
+    if key not in known:
+        raise ValueError(f"{path}: unknown flag {key!r}: {configs.nearest(key, known)}")
+
+
+def combinations(grid: Mapping[str, list[Any]], skip: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Every combination of the grid's values but those that agree with a table of `skip`."""
+    for values in itertools.product(*grid.values()):
+        found = dict(zip(grid, values, strict=True))
+        if not any(all(found.get(key) == value for key, value in table.items()) for table in skip):
+            yield found
+
+
+def name_of(combination: Mapping[str, Any], grid: Mapping[str, list[Any]]) -> str:
+    """Values joined by -, those of a single value left out: "DDSM-resnet50.tv_in1k-wt-0"."""
+    parts = []
+    for key, value in combination.items():
+        if len(grid[key]) == 1 and len(grid) > 1:
+            continue
+        text = Path(str(value)).name if key in ("shards", "weights") else str(value)
+        parts.append(text if key in ("shards", "model", "start", "seed") else f"{key}{text}")
+    joined = "-".join(parts or ["run"])
+    return "".join(letter if letter.isalnum() or letter in "._+-" else "_" for letter in joined)[:120]
+
+
+def flag(name: str, value: Any) -> list[str]:
+    """A field as words of the command line."""
+    dashed = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{dashed}" if value else f"--no-{dashed}"]
+    if isinstance(value, list) and all(isinstance(each, int | float) for each in value):
+        value = ",".join(map(str, value))
+    return [f"--{dashed}", json.dumps(value) if isinstance(value, list | dict) else str(value)]
+
+
+def run_here(study: Study, parallel: int, tries: int) -> dict[str, str]:
+    """Run what is missing on this machine; name -> last words of those that failed every time."""
+    missing = [run for run in study.runs if run.results is None]
+    failed: dict[str, str] = {}
+
+    def one(run: Run) -> None:
+        for number in range(tries):
+            words = run()
+            if not words:
+                print(f"{run.name}: done", flush=True)
+                failed.pop(run.name, None)
+                return
+            failed[run.name] = words
+            print(f"{run.name}: failed, try {number + 1} of {tries}: {last_line(words)}", file=sys.stderr, flush=True)
+
+    with ThreadPoolExecutor(parallel) as pool:
+        list(pool.map(one, missing))
+    return failed
+
+
+def run_submitted(study: Study, cluster: str, options: Mapping[str, Any], tries: int) -> dict[str, str]:
+    """Run what is missing as jobs of submitit (`slurm`, or `local` processes); as `run_here`."""
+    import submitit
+
+    failed: dict[str, str] = {}
+    for _ in range(tries):
+        missing = [run for run in study.runs if run.results is None]
+        if not missing:
+            break
+        executor = submitit.AutoExecutor(folder=study.folder / "jobs", cluster=cluster)
+        executor.update_parameters(**options)
+        jobs = executor.submit_array(missing)
+        print(
+            f"{len(jobs)} jobs: {', '.join(job.job_id for job in jobs[:8])}{', …' if len(jobs) > 8 else ''}", flush=True
+        )
+        failed = {}
+        for run, job in zip(missing, jobs, strict=True):
+            try:
+                words = job.result()
+            except submitit.core.utils.UncompletedJobError as error:
+                words = str(error)[-TAIL:]
+            if words:
+                failed[run.name] = words
+                print(f"{run.name}: failed: {last_line(words)}", file=sys.stderr, flush=True)
+    return failed
+
+
+def last_line(words: str) -> str:
+    """The last line that says something."""
+    return next((line for line in reversed(words.splitlines()) if line.strip()), words)
+
+
+def rows(study: Study) -> list[dict[str, Any]]:
+    """A row a combination without its seed: test scores of the target metric, mean, SD, 95 % interval (Student's t)."""
+    found: dict[tuple[tuple[str, Any], ...], list[float | None]] = {}
+    metric: dict[tuple[tuple[str, Any], ...], str] = {}
+    for run in study.runs:
+        flags = dict(run.flags)
+        cell = tuple((axis, flags[axis]) for axis in study.axes if axis != "seed")
+        results = run.results
+        scores = (results or {}).get("test") or (results or {}).get("val") or {}
+        metric[cell] = (results or {}).get("target_metric", metric.get(cell, ""))
+        found.setdefault(cell, []).append(scores.get(metric[cell]))
+    return [dict(cell) | {"metric": metric[cell]} | summary(values) for cell, values in found.items()]
+
+
+def summary(values: Sequence[float | None]) -> dict[str, Any]:
+    """Scores, how many are done, and mean, standard deviation, median and 95 % interval of those."""
+    done = [value for value in values if value is not None]
+    told: dict[str, Any] = {"scores": list(values), "done": len(done), "of": len(values)}
+    if done:
+        told |= {"mean": statistics.mean(done), "median": statistics.median(done)}
+    if len(done) > 1:
+        deviation = statistics.stdev(done)
+        half = stats.t.ppf(0.975, len(done) - 1) * deviation / len(done) ** 0.5
+        told |= {"sd": deviation, "low": told["mean"] - half, "high": told["mean"] + half}
+    return told
+
+
+def table(found: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> str:
+    """The rows as a Markdown table."""
+    shown = [axis for axis in axes if axis != "seed"]
+    head = [*shown, "metric", "done", "mean", "SD", "95 % interval", "median"]
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    for row in found:
+        number = {key: f"{row[key]:.3f}" if key in row else "" for key in ("mean", "sd", "median", "low", "high")}
+        interval = f"{number['low']} to {number['high']}" if "low" in row else ""
+        cells = [*(Path(str(row[axis])).name if axis == "shards" else str(row[axis]) for axis in shown)]
+        cells += [row["metric"], f"{row['done']}/{row['of']}", number["mean"], number["sd"], interval, number["median"]]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = Parser(
+        description="Run a grid of trainings, and tell it as a table. The same command again does what is missing.",
+        epilog="example: python train/study.py examples/studies/figure.toml --parallel 2",
+    )
+    parser.add_argument("study", type=Path, help="TOML file with name, [base] and [grid]")
+    parser.add_argument("--out", type=Path, default=Path("runs/studies"), help="the runs go below OUT/NAME")
+    parser.add_argument("--on", choices=("here", "slurm", "local"), default="here", help="local: submitit's processes")
+    parser.add_argument("--parallel", type=int, default=1, help="with --on here: runs at a time")
+    parser.add_argument("--slurm", nargs="*", default=[], metavar="KEY=VALUE", help="parameters of submitit")
+    parser.add_argument("--tries", type=int, default=2, help="of a run that fails")
+    parser.add_argument("--show", action="store_true", help="the table alone: run nothing")
+    parser.add_argument("--json", action="store_true", help="the table as JSON")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run, write, tell; 1 where runs failed."""
+    if args.parallel < 1 or args.tries < 1:
+        raise ValueError(f"--parallel {args.parallel}, --tries {args.tries}: give 1 or more")
+    study = read(args.study, args.out.absolute(), [str(ROOT / "launch.sh"), "train"])
+    failed: dict[str, str] = {}
+    if not args.show:
+        study.folder.mkdir(parents=True, exist_ok=True)
+        if args.on == "here":
+            failed = run_here(study, args.parallel, args.tries)
+        else:
+            options = dict(word.split("=", 1) for word in args.slurm if "=" in word)
+            if len(options) < len(args.slurm):
+                raise ValueError(
+                    f"--slurm {' '.join(args.slurm)}: write KEY=VALUE, such as partition=gpu timeout_min=600"
+                )
+            options = {key: int(value) if value.isdigit() else value for key, value in options.items()}
+            failed = run_submitted(study, args.on, options, args.tries)
+    found = rows(study)
+    told = {"name": study.name, "axes": study.axes, "rows": found, "failed": failed}
+    if study.folder.is_dir():
+        write_aside(study.folder / "study.json", (json.dumps(told, indent=1) + "\n").encode())
+        write_aside(study.folder / "study.md", (table(found, study.axes) + "\n").encode())
+    print(json.dumps(told, indent=1) if args.json else table(found, study.axes))
+    for name, words in failed.items():
+        print(f"{name} failed: {last_line(words)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("PYTHONPATH", str(ROOT))
+    arguments = parse_args()
+    run_cli(lambda: main(arguments), debug=arguments.debug)
