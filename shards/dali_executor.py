@@ -5,7 +5,7 @@ out, owned by the caller. A sample that DALI refuses breaks a whole DALI pipelin
 that batch run one by one, the broken ones are named, and a new pipeline takes over.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from nvidia.dali import fn, pipeline_def, types
 
 from shards import dali_graph
 from shards.draws import DrawKeys
-from shards.host_executor import Failure, refuse_bits
+from shards.host_executor import Executed, Failure, refuse_bits
 from shards.operators import LARGEST_SIDE, Normalize, RandomResizedCrop
 from shards.transforms import Drawn, Transform
 
@@ -74,6 +74,16 @@ class DaliExecutor:
         except RuntimeError:  # what DALI raises for any broken image; the pipeline is dead now
             self._pipeline = self._build()
             return self._one_by_one(feeds, len(images))
+
+    def start(
+        self,
+        images: Sequence[bytes | memoryview],
+        encodings: Sequence[str],
+        sizes: np.ndarray,
+        parameters: Drawn,
+    ) -> Callable[[], Executed]:
+        """As the host executor's; DALI does all of it when the call comes."""
+        return lambda: self.run(images, encodings, sizes, parameters)
 
     def _one_by_one(self, feeds: dict[str, Any], count: int) -> tuple[torch.Tensor, list[Failure]]:
         device = "cpu" if self.device_id is None else f"cuda:{self.device_id}"

@@ -34,7 +34,9 @@ from shards.transforms import Drawn, Transform
 from shards.warps import Affine, Perspective, Rotation
 
 Failure = tuple[int, str]  # number in the batch, reason
+Executed = tuple[torch.Tensor, list[Failure]]
 Values = dict[str, Any]  # one sample's part of an operator's parameters
+CHUNK = 4  # samples a thread takes at a time: handing over each by itself costs more, and large ones leave threads idle
 EIGHT_BITS_ONLY = (ColorJitter, Grayscale, Solarize)
 
 
@@ -51,11 +53,17 @@ class HostExecutor:
 
     def run(
         self, images: Sequence[bytes | memoryview], encodings: Sequence[str], sizes: np.ndarray, drawn: Drawn
-    ) -> tuple[torch.Tensor, list[Failure]]:
+    ) -> Executed:
         """Decode and transform b images, stored at sizes int64[b, 2] (height, width).
 
         Returns float32[b, C, H, W], a tensor of the caller's own, and the samples that failed, which are zero.
         """
+        return self.start(images, encodings, sizes, drawn)()
+
+    def start(
+        self, images: Sequence[bytes | memoryview], encodings: Sequence[str], sizes: np.ndarray, drawn: Drawn
+    ) -> Callable[[], Executed]:
+        """Hand the images to the threads; the call waits for what `run` returns."""
         out = self._memory.take((len(images), self.channels, *self.transform.size))
         programs = _programs(drawn, len(images))
 
@@ -70,12 +78,20 @@ class HostExecutor:
             self._normalize(image, out[i])
             return None
 
-        reasons = list(self._pool.map(sample, range(len(images))))
-        self._erase(drawn, out)
-        failures = [(i, reason) for i, reason in enumerate(reasons) if reason is not None]
-        for i, _ in failures:
-            out[i] = 0
-        return torch.from_numpy(out), failures
+        def some(first: int) -> list[str | None]:
+            return [sample(i) for i in range(first, min(first + CHUNK, len(images)))]
+
+        chunks = [self._pool.submit(some, first) for first in range(0, len(images), CHUNK)]
+
+        def finish() -> Executed:
+            reasons = [reason for chunk in chunks for reason in chunk.result()]
+            self._erase(drawn, out)
+            failures = [(i, reason) for i, reason in enumerate(reasons) if reason is not None]
+            for i, _ in failures:
+                out[i] = 0
+            return torch.from_numpy(out), failures
+
+        return finish
 
     def _decode(self, data: bytes | memoryview, encoding: str, height: int, width: int) -> np.ndarray:
         """Stored image [h, w, C]. simplejpeg gives Pillow's pixels sooner; what it refuses OpenCV may still read."""

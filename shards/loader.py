@@ -8,7 +8,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from typing import Any, Literal, NamedTuple
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from shards.draws import DrawKeys
-from shards.host_executor import HostExecutor
+from shards.host_executor import Executed, HostExecutor
 from shards.index import ENCODING_NAMES
 from shards.joined import JoinedSplit
 from shards.plan import Plan, PlanConfig, Slice, check_world
@@ -171,28 +171,36 @@ class Loader:
             self._worker.close()
             self._worker = None
 
-    def prepare(self, executor: Any, consumed: int) -> list[Batch]:
-        """The rank's part of the global batch after `consumed` samples, in pieces of `micro_batch`."""
+    def start(self, executor: Any, consumed: int) -> list[Callable[[], Batch]]:
+        """Begin the rank's part of the global batch after `consumed` samples; each call waits for `micro_batch` of it.
+
+        While the executor's threads work on one part, the next can be planned, drawn and read.
+        """
         part = self.plan.slice(consumed, self.world, self.rank, global_batch=self.global_batch)
         pieces = range(0, len(part.positions), self.micro_batch)
-        return [self._piece(executor, Slice._make(column[i : i + self.micro_batch] for column in part)) for i in pieces]
+        return [self._start(executor, Slice._make(column[i : i + self.micro_batch] for column in part)) for i in pieces]
 
-    def _piece(self, executor: Any, part: Slice) -> Batch:
+    def _start(self, executor: Any, part: Slice) -> Callable[[], Batch]:
         rows = self.split.rows(part.positions)
         sizes = np.stack([rows.heights, rows.widths], axis=1).astype(np.int64)
         keys = DrawKeys(self.seed, part.epochs, rows.sample_ids, part.occurrences)
         parameters = self.transform.draw(keys, sizes[:, 0], sizes[:, 1])
         images, failures = self._read(part.positions)
         good = np.array([i for i in range(len(images)) if i not in failures], np.int64)
-        pixels, refused = self._run(executor, images, rows.encodings, sizes, parameters, good)
-        failures.update(refused)
-        for i in sorted(failures):
-            self._book(self.split.key(int(part.positions[i])), failures[i])
-        valid = part.valid.copy()
-        valid[list(failures)] = False
+        finish = self._execute(executor, images, rows.encodings, sizes, parameters, good)
         labels = torch.from_numpy(self.split.labels(part.positions))
         ids = torch.from_numpy(np.ascontiguousarray(rows.sample_ids).view(np.int64))
-        return Batch(*(tensor.to(self.device) for tensor in (pixels, labels, ids, torch.from_numpy(valid))))
+
+        def batch() -> Batch:
+            pixels, refused = finish()
+            failures.update(refused)
+            for i in sorted(failures):
+                self._book(self.split.key(int(part.positions[i])), failures[i])
+            valid = part.valid.copy()
+            valid[list(failures)] = False
+            return Batch(*(tensor.to(self.device) for tensor in (pixels, labels, ids, torch.from_numpy(valid))))
+
+        return batch
 
     def _read(self, positions: np.ndarray) -> tuple[list[memoryview], dict[int, str]]:
         images, failures = [], {}
@@ -204,7 +212,7 @@ class Loader:
                 failures[i] = str(error)
         return images, failures
 
-    def _run(
+    def _execute(
         self,
         executor: Any,
         images: list[memoryview],
@@ -212,20 +220,27 @@ class Loader:
         sizes: np.ndarray,
         parameters: Drawn,
         good: np.ndarray,
-    ) -> tuple[torch.Tensor, dict[int, str]]:
-        """Pixels of all samples, zero where a sample is not good or is refused, and who was refused why."""
+    ) -> Callable[[], Executed]:
+        """Begin; the call waits for the pixels, zero where a sample is not good or is refused, and who was refused."""
         names = [ENCODING_NAMES[int(code)] for code in encodings]
         if len(good) == len(images):
-            pixels, refused = executor.run(images, names, sizes, parameters)
-            return pixels, dict(refused)
-        pixels = torch.zeros((len(images), self.transform.channels, *self.transform.size), device=self.device)
-        if not len(good):
-            return pixels, {}
-        found, refused = executor.run(
-            [images[i] for i in good], [names[i] for i in good], sizes[good], parameters.rows(good)
+            whole: Callable[[], Executed] = executor.start(images, names, sizes, parameters)
+            return whole
+        finish = (
+            executor.start([images[i] for i in good], [names[i] for i in good], sizes[good], parameters.rows(good))
+            if len(good)
+            else None
         )
-        pixels[torch.from_numpy(good).to(self.device)] = found.to(self.device)
-        return pixels, {int(good[i]): reason for i, reason in refused}
+
+        def filled() -> Executed:
+            pixels = torch.zeros((len(images), self.transform.channels, *self.transform.size), device=self.device)
+            if finish is None:
+                return pixels, []
+            found, refused = finish()
+            pixels[torch.from_numpy(good).to(self.device)] = found.to(self.device)
+            return pixels, [(int(good[i]), reason) for i, reason in refused]
+
+        return filled
 
     def _book(self, key: str, reason: str) -> None:
         if key in self._bad_keys:
@@ -269,6 +284,7 @@ class _Worker:
         loader, plan = self._loader, self._loader.plan
         consumed, batch = loader.samples_consumed, loader.global_batch
         end = plan.samples_per_epoch if plan.config.tail == "partial" else None
+        begun: list[Callable[[], Batch]] | None = None  # the step before, in the hands of the executor's threads
         executor = loader._make()
         ahead = loader.split.fetch_ahead(
             plan,
@@ -281,9 +297,12 @@ class _Worker:
         try:
             while end is None or consumed < end:
                 ahead.advance(consumed)
-                batches = loader.prepare(executor, consumed)
-                consumed += batch
-                yield _Prepared(batches, consumed)
+                started = loader.start(executor, consumed)
+                if begun is not None:
+                    yield _Prepared([finish() for finish in begun], consumed)
+                begun, consumed = started, consumed + batch
+            if begun is not None:
+                yield _Prepared([finish() for finish in begun], consumed)
         finally:
             ahead.close()
             executor.close()
