@@ -179,3 +179,23 @@ def tissue(rng: np.random.Generator, side: int, *, tumour: bool, brightness: flo
     for _ in range(2):  # the second time makes up for what clipping took
         picture = np.clip(picture * (brightness / picture.mean()), 0, 1)
     return (255 * picture).astype(np.uint8)
+
+
+def slide(rng: np.random.Generator, side: int, outline: list[list[float]]) -> np.ndarray:
+    """A stained section on white glass: uint8[side, side, 3]; nuclei are large inside `outline` (x, y in pixels)."""
+    low = side // COARSE
+    row, column = np.mgrid[0:low, 0:low].astype(np.float32)
+    wave = 0.06 * texture(rng, low, low, 3)
+    section = enlarge(np.clip(10 * (0.42 + wave - np.hypot(row - low / 2, column - low / 2) / low), 0, 1), side, side)
+    tumour = np.zeros((side, side), np.uint8)
+    if outline:
+        cv2.fillPoly(tumour, [np.rint(outline).astype(np.int32)], 1)
+    nuclei = np.zeros((side, side), np.float32)
+    for y, x in rng.uniform(0, side, (side * side // 900, 2)):
+        radius = rng.uniform(13, 18) if tumour[int(y), int(x)] else rng.uniform(6, 9)
+        cv2.circle(nuclei, (int(x), int(y)), int(radius), float(rng.uniform(0.6, 1)), -1, cv2.LINE_AA)
+    amount = (cv2.GaussianBlur(nuclei, (0, 0), 1.5) * section)[..., None]
+    pink, purple = np.array([0.88, 0.62, 0.78], np.float32), np.array([0.38, 0.24, 0.54], np.float32)
+    stroma = pink + 0.04 * enlarge(texture(rng, low, low, 4), side, side)[..., None]
+    picture = (1 - section[..., None]) * 0.96 + section[..., None] * ((1 - amount) * stroma + amount * purple)
+    return (255 * np.clip(picture + 0.01 * grain(rng, side, side)[..., None], 0, 1)).astype(np.uint8)

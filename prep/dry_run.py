@@ -8,6 +8,7 @@ from prep.hdf5 import read_row
 from prep.images import UndecodableImage, prepare, prepare_pixels, read_file
 from prep.planning import ConvertOptions, make_plan, shard_samples
 from prep.records import RawDataset, Record
+from prep.whole_slides import read_tile
 from shards.identity import SALT_BYTES
 
 TRIALS = 8  # images converted to estimate size and time
@@ -61,6 +62,8 @@ def _estimate(records: list[Record], options: ConvertOptions) -> str:
 
 
 def _converted(record: Record, options: ConvertOptions) -> bytes:
+    if record.region is not None:
+        return prepare_pixels(read_tile(record.path, record.region), options.pixels)[1]
     if record.row is None:
         return prepare(read_file(record.path), options.pixels)[1]
     return prepare_pixels(read_row(record.path, record.row), options.pixels)[1]

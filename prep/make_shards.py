@@ -20,7 +20,9 @@ from prep.images import FORMATS, PixelOptions
 from prep.planning import SPLIT_MODES, ConvertOptions
 from prep.records import RawDataset
 from prep.sources import DATASETS, find_dataset
+from prep.sources import slides as slide_sources
 from prep.sources.own_table import TableColumns, table_dataset
+from prep.whole_slides import TileOptions
 from shards.command_line import Parser
 from shards.errors import run_cli
 
@@ -35,7 +37,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--dataset", required=True, help=f"one of {', '.join(DATASETS)}, or csv: your own folder and table")
     add("--raw", type=Path, help="the raw folder as published (default: data/raw/NAME)")
     add("--out", type=Path, help="where the set goes (default: data/shards/NAME)")
-    add("--short-side", type=int, default=256, help="pixels of the short side; never enlarged; 0 keeps the size")
+    add(
+        "--short-side",
+        type=int,
+        help="pixels of the short side; never enlarged; 0 keeps the size (default: 256, tiles of slides as they are)",
+    )
     add("--format", default="jpeg", help=f"one of {', '.join(FORMATS)}")
     add("--quality", type=int, default=95, help="of JPEG, 1..100")
     add("--chroma", choices=("4:2:0", "4:4:4"), default="4:2:0", help="colour resolution of JPEG")
@@ -68,13 +74,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--dry-run", action="store_true", help="count, split and estimate; write nothing")
     own = parser.add_argument_group("with --dataset csv")
     own.add_argument("--table", type=Path, help="the csv table (default: RAW/labels.csv)")
-    own.add_argument("--name", default="csv", help="the name of the set")
+    own.add_argument("--name", help="the name of the set, for --dataset slides too (default: csv or slides)")
     own.add_argument("--path-column", default="path", help="image paths relative to --raw")
     own.add_argument("--label-columns", nargs="+", default=["label"], help="one for classes, several for multi-label")
     own.add_argument("--group-column", help="patient, lesion or slide: its images stay in one split")
     own.add_argument("--split-column", help="train, val or test")
     own.add_argument("--channels", type=int, choices=(1, 3), default=3, help="1 stores grey images")
     own.add_argument("--target-metric", help="such as roc_auc, accuracy or quadratic_kappa")
+    cut = parser.add_argument_group("with --dataset Camelyon-slides or slides")
+    cut.add_argument("--tile-size", type=int, default=96, help="pixels of a tile's side")
+    cut.add_argument("--microns", type=float, default=0.972, help="micrometres a pixel (0.972: PatchCamelyon's)")
+    cut.add_argument("--min-tissue", type=float, default=0.5, help="least share of tissue of a tile, 0..1")
+    cut.add_argument("--tiles-per-slide", type=int, help="at most so many a slide and class, drawn (default: all)")
     add("--quiet", action="store_true", help="no progress and no summary")
     add("--json", action="store_true", help="print the summary as JSON: place, made, splits, left out")
     add("--debug", action="store_true", help="traceback on errors")
@@ -85,19 +96,22 @@ def own_dataset(args: argparse.Namespace, raw: Path) -> RawDataset:
     """The user's own table as a dataset."""
     table = args.table or raw / "labels.csv"
     columns = TableColumns(table, args.path_column, tuple(args.label_columns), args.group_column, args.split_column)
-    return table_dataset(args.name, columns, channels=args.channels, target_metric=args.target_metric)
+    return table_dataset(args.name or "csv", columns, channels=args.channels, target_metric=args.target_metric)
 
 
 def main(args: argparse.Namespace) -> None:
     """Convert and say what became of it."""
-    name = args.name if args.dataset == "csv" else args.dataset
+    name = (args.name if args.dataset in ("csv", "slides") else None) or args.dataset
     raw = args.raw or Path("data/raw") / name
     dataset = own_dataset(args, raw) if args.dataset == "csv" else find_dataset(args.dataset)
+    slides = dataset in (slide_sources.CAMELYON_SLIDES, slide_sources.SLIDES)
+    if slides:
+        cut = TileOptions(args.tile_size, args.microns, args.min_tissue, args.tiles_per_slide)
+        dataset = slide_sources.with_tiles(dataset, cut, args.name)
+    short_side = args.short_side if args.short_side is not None else 0 if slides else 256
     out = args.out or Path("data/shards") / dataset.name
     options = ConvertOptions(
-        pixels=PixelOptions(
-            dataset.channels, args.short_side or None, args.format, args.quality, args.chroma, args.bits
-        ),
+        pixels=PixelOptions(dataset.channels, short_side or None, args.format, args.quality, args.chroma, args.bits),
         split=args.split,
         shares=tuple(args.shares),
         seed=args.seed,

@@ -21,20 +21,21 @@ from typing import Any
 import cv2
 import numpy as np
 
-from prep.drawing import breast, fundus, tissue
+from prep.drawing import breast, fundus, slide, tissue
 from prep.layouts import LAYOUTS as FIRST_LAYOUTS
 from prep.layouts import Layout
 from prep.mammogram_layouts import LAYOUTS as MAMMOGRAM_LAYOUTS
 from prep.pool import deaf_to_ctrl_c
 from prep.progress import progress
 from prep.records import PHANTOM_MARKER
+from prep.slide_layouts import LAYOUTS as SLIDE_LAYOUTS
 from shards.command_line import Parser
 from shards.errors import run_cli
 from shards.manifest import write_aside
 
 SALT_NAME = "phantom.salt"
-LAYOUTS: dict[str, Layout] = dict(sorted((FIRST_LAYOUTS | MAMMOGRAM_LAYOUTS).items()))
-DRAWERS: dict[str, Callable[..., np.ndarray]] = {"breast": breast, "fundus": fundus, "tissue": tissue}
+LAYOUTS: dict[str, Layout] = dict(sorted((FIRST_LAYOUTS | MAMMOGRAM_LAYOUTS | SLIDE_LAYOUTS).items()))
+DRAWERS: dict[str, Callable[..., np.ndarray]] = {"breast": breast, "fundus": fundus, "slide": slide, "tissue": tissue}
 
 
 def draw(task: tuple[Path, str, dict[str, Any], tuple[int, int]]) -> None:

@@ -23,7 +23,7 @@ from shards.identity import group_hash, make_key, salt_digest
 from shards.manifest import BLANK_LABEL, Grouping
 
 MAX_SHARD_SAMPLES = 4096
-SPLIT_MODES = ("auto", "official", "random", "study")
+SPLIT_MODES = ("auto", "official", "random", "study", "none")
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,8 @@ def assign_splits(
     labels = np.array([[BLANK_LABEL if v is None else v for v in record.labels] for record in records])
     groups = [record.group for record in records]
     official = [record.split for record in records]
+    if options.split == "none" or (options.split == "auto" and dataset.auto_split == "none"):
+        return ["train"] * len(records), [], "not split: everything is train"
     if options.split == "study":
         if dataset.study_split is None:
             raise ValueError(f"the published study did not use {dataset.name}: --split study is unknown there")
@@ -184,6 +186,7 @@ def make_tasks(plan: Planned, out: Path, outcomes: Path, options: ConvertOptions
                     tuple(BLANK_LABEL if label is None else label for label in record.labels),
                     group_hash(record.group, salt),
                     record.row,
+                    record.region,
                 )
                 for key, record in part[start : start + size]
             )

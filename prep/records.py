@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from prep.whole_slides import Region
 from shards.manifest import LabelView
 
 PHANTOM_MARKER = "PHANTOM.txt"  # in a raw folder: what lies here is synthetic
@@ -18,7 +19,8 @@ class Record:
     `source` names it within the raw folder and is private, like `group` (patient, lesion or slide; images of one group
     never part). `labels` are source values, one a label column, None for a blank. `split` is the official one, if any.
     `where` tells the user which row it came from ("train.csv row 7") without giving anything private away.
-    A record with a reason in `skip` is left out and counted. `row` is the image's row where `path` is an HDF5 file.
+    A record with a reason in `skip` is left out and counted. `row` is the image's row where `path` is an HDF5 file,
+    `region` the tile's place where it is a slide.
     """
 
     source: str
@@ -29,6 +31,7 @@ class Record:
     where: str = ""
     skip: str = ""
     row: int | None = None
+    region: Region | None = None
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class RawDataset:
 
     `read(root)` yields records in a fixed order; `study_split(root, records)`, where the published study had its own
     rule, gives a split a record. `tree` is the expected layout, one path a line, `phantoms` the layout that
-    prep/phantoms.py can draw in its stead.
+    prep/phantoms.py can draw in its stead, `auto_split` what `--split auto` means here.
     """
 
     name: str
@@ -57,6 +60,7 @@ class RawDataset:
     knn_k: int = 200
     notes: tuple[str, ...] = field(default=())
     phantoms: str = ""
+    auto_split: Literal["auto", "none"] = "auto"
 
     @property
     def source_values(self) -> set[int | None]:

@@ -20,6 +20,7 @@ import xxhash
 
 from prep.hdf5 import read_row
 from prep.images import PixelOptions, UndecodableImage, prepare, prepare_pixels, read_file
+from prep.whole_slides import Region, read_tile
 from shards.decoding import decode
 from shards.manifest import ShardInfo, write_aside
 from shards.writer import ShardWriter
@@ -34,6 +35,7 @@ class Item:
     labels: tuple[int, ...]
     group: int
     row: int | None = None
+    region: Region | None = None
 
 
 @dataclass(frozen=True)
@@ -115,12 +117,12 @@ def run_task(task: Task, tick: Callable[[int, bool], None]) -> Outcome:
 def _add(writer: ShardWriter, item: Item, task: Task, outcome: Outcome, tick: Callable[[int, bool], None]) -> None:
     size = 0
     try:
-        if item.row is None:
+        if item.row is None and item.region is None:
             data = read_file(item.path)
             size = len(data)
             pixels, encoded = prepare(data, task.pixels)
         else:
-            raw = read_row(item.path, item.row)
+            raw = read_tile(item.path, item.region) if item.region else read_row(item.path, item.row or 0)
             size = raw.nbytes
             pixels, encoded = prepare_pixels(raw, task.pixels)
     except UndecodableImage as error:

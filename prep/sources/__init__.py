@@ -10,10 +10,12 @@ from prep.sources.chexpert import CHEXPERT, CHEXPERT_FRONTAL, CHEXPERT_LATERAL
 from prep.sources.ddsm import DDSM, DDSM_FOLDER, DDSM_PATCHES
 from prep.sources.idrid import IDRID
 from prep.sources.isic2019 import ISIC2019
+from prep.sources.slides import CAMELYON_SLIDES, SLIDES
 
 KNOWN = (
     APTOS2019,
     CAMELYON,
+    CAMELYON_SLIDES,
     CBIS_DDSM,
     CBIS_DDSM_LESIONS,
     CHEXPERT,
@@ -24,6 +26,7 @@ KNOWN = (
     DDSM_PATCHES,
     IDRID,
     ISIC2019,
+    SLIDES,
 )
 DATASETS: dict[str, RawDataset] = {dataset.name: dataset for dataset in KNOWN}
 
