@@ -55,6 +55,8 @@ def _drop_unused(folder: Path) -> None:
 def _convert(
     dataset: RawDataset, root: Path, out: Path, private: PrivateFolder, options: ConvertOptions, salt_file: Path | None
 ) -> tuple[Manifest, bool]:
+    if dataset.unpack is not None:
+        dataset.unpack(root)
     salt = private.salt(salt_file)
     plan = make_plan(dataset, root, options, salt)
     if (out / MANIFEST_NAME).is_file():

@@ -50,6 +50,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default="auto",
         help=f"one of {', '.join(SPLIT_MODES)}; auto: official where there is one, else random",
     )
+    add("--split-file", type=Path, help="csv with columns source and split, as sources.csv in NAME.private/")
     add(
         "--shares",
         type=float,
@@ -120,6 +121,7 @@ def main(args: argparse.Namespace) -> None:
         strict=args.strict,
         workers=args.workers,
         quiet=args.quiet or args.json,
+        split_file=args.split_file,
     )
     if args.dry_run:
         print(dry_run(dataset, raw, out, options))

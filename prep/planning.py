@@ -17,7 +17,7 @@ import numpy as np
 
 from prep.images import PixelOptions
 from prep.records import PHANTOM_MARKER, RawDataset, Record
-from prep.splits import SPLITS, intersections, split_official, split_random
+from prep.splits import SPLITS, intersections, split_by_source, split_official, split_random
 from prep.tasks import Item, Task
 from shards.identity import group_hash, make_key, salt_digest
 from shards.manifest import BLANK_LABEL, Grouping
@@ -41,6 +41,7 @@ class ConvertOptions:
     strict: bool = False
     workers: int = 1
     quiet: bool = False
+    split_file: Path | None = None
 
     def __post_init__(self) -> None:
         if self.split not in SPLIT_MODES:
@@ -107,6 +108,10 @@ def assign_splits(
     labels = np.array([[BLANK_LABEL if v is None else v for v in record.labels] for record in records])
     groups = [record.group for record in records]
     official = [record.split for record in records]
+    if options.split_file is not None:
+        splits = split_by_source(options.split_file, [record.source for record in records])
+        absent = splits.count("")
+        return splits, [f"{absent} images do not stand in the split file"] if absent else [], "a split file by source"
     if options.split == "none" or (options.split == "auto" and dataset.auto_split == "none"):
         return ["train"] * len(records), [], "not split: everything is train"
     if options.split == "study":

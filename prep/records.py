@@ -40,7 +40,8 @@ class RawDataset:
 
     `read(root)` yields records in a fixed order; `study_split(root, records)`, where the published study had its own
     rule, gives a split a record. `tree` is the expected layout, one path a line, `phantoms` the layout that
-    prep/phantoms.py can draw in its stead, `auto_split` what `--split auto` means here.
+    prep/phantoms.py can draw in its stead, `unpack(root)`, where
+    there is one, unpacks once what cannot be read packed; `auto_split` is what `--split auto` means here.
     """
 
     name: str
@@ -60,6 +61,7 @@ class RawDataset:
     knn_k: int = 200
     notes: tuple[str, ...] = field(default=())
     phantoms: str = ""
+    unpack: Callable[[Path], None] | None = None
     auto_split: Literal["auto", "none"] = "auto"
 
     @property

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from prep.tables import read_table
+
 SPLITS = ("train", "val", "test")
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
@@ -103,6 +105,31 @@ def split_official(
         for i, part in zip(inside, dealt, strict=True):
             moved[i] = SPLITS[parts[part]]
     return moved, warnings
+
+
+def split_by_source(path: Path, sources: Sequence[str]) -> list[str]:
+    """The split of each source by a csv table of source and split; "" for a source that does not stand in it.
+
+    The sources.csv that a conversion leaves in its private folder is such a table.
+
+    Raises:
+        ValueError: no such file or column, an unknown split or source, or a source in two splits.
+    """
+    if not path.is_file():
+        raise ValueError(f"there is no split file {path}")
+    given: dict[str, str] = {}
+    known = set(sources)
+    for where, row in read_table(path, ("source", "split")):
+        split, source = SPLIT_NAMES.get(row["split"].lower()), row["source"].replace("\\", "/")
+        if split is None:
+            raise ValueError(f"the split in {where} is none of {', '.join(SPLITS)}")
+        if source not in known:
+            raise ValueError(
+                f"the source in {where} is none of this dataset: sources.csv of a conversion shows their form"
+            )
+        if given.setdefault(source, split) != split:
+            raise ValueError(f"the source in {where} already stands in another split")
+    return [given.get(source, "") for source in sources]
 
 
 def study_shuffle(root: Path, count: int, held_out: float) -> list[str]:

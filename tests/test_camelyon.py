@@ -1,5 +1,6 @@
 """PatchCamelyon: HDF5 in, raw rows out."""
 
+import gzip
 from pathlib import Path
 
 import h5py
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from prep.convert import convert
+from prep.dry_run import dry_run
 from prep.images import PixelOptions
 from prep.planning import ConvertOptions
 from prep.sources import DATASETS
@@ -48,7 +50,7 @@ def test_every_patch_comes_back_bit_by_bit(raw: Path, tmp_path: Path, workers: i
 def test_packed_missing_and_unfitting_files_are_told(raw: Path, tmp_path: Path) -> None:
     packed = raw / "camelyonpatch_level_2_split_test_x.h5"
     packed.rename(packed.with_suffix(".h5.gz"))
-    with pytest.raises(ValueError, match=r"test_x\.h5\.gz is still packed: run gunzip"):
+    with pytest.raises(ValueError, match=r"test_x\.h5\.gz is still packed: a conversion unpacks it"):
         list(DATASETS["Camelyon"].read(raw))
     (raw / "camelyonpatch_level_2_split_test_x.h5.gz").unlink()
     with pytest.raises(ValueError, match=r"lacks camelyonpatch_level_2_split_test_x\.h5"):
@@ -60,3 +62,22 @@ def test_packed_missing_and_unfitting_files_are_told(raw: Path, tmp_path: Path) 
     meta.write_text("\n".join(meta.read_text().splitlines()[:-1]))
     with pytest.raises(ValueError, match="has 23 rows for 24 patches"):
         list(DATASETS["Camelyon"].read(raw))
+
+
+def test_packed_files_are_unpacked_once(raw: Path, tmp_path: Path) -> None:
+    plain = raw / "camelyonpatch_level_2_split_test_x.h5"
+    packed, data = plain.with_suffix(".h5.gz"), plain.read_bytes()
+    packed.write_bytes(gzip.compress(data)[:-20])
+    plain.unlink()
+    with pytest.raises(ValueError, match=r"test_x\.h5\.gz is damaged or half-loaded: get it again"):
+        convert(DATASETS["Camelyon"], raw, tmp_path / "set", OPTIONS)
+    assert not plain.exists() and not list(raw.glob(".*"))
+    packed.write_bytes(gzip.compress(data))
+    with pytest.raises(ValueError, match="is still packed"):
+        dry_run(DATASETS["Camelyon"], raw, tmp_path / "set", OPTIONS)
+    assert not plain.exists()
+    convert(DATASETS["Camelyon"], raw, tmp_path / "set", OPTIONS)
+    assert plain.read_bytes() == data and packed.exists()
+    before = plain.stat().st_mtime_ns
+    convert(DATASETS["Camelyon"], raw, tmp_path / "other", OPTIONS)
+    assert plain.stat().st_mtime_ns == before

@@ -342,3 +342,31 @@ def test_idrid_real_files(real_data: Path, tmp_path: Path) -> None:
     assert manifest.splits["test"].class_counts["no DR"] == 34
     assert not manifest.left_out and not manifest.phantom
     assert not [problem for problem in check_set(tmp_path / "set") if problem.fatal]
+
+
+def test_a_split_file_by_source_repeats_another_conversions_split(raw: Path, tmp_path: Path) -> None:
+    def parts(out: Path) -> dict[str, str]:
+        with (out.with_name(f"{out.name}.private") / "sources.csv").open() as file:
+            return {row["source"]: row["split"] for row in csv.DictReader(file)}
+
+    make(raw, tmp_path / "first", replace(OPTIONS, split="random", seed=3))
+    table = tmp_path / "first.private" / "sources.csv"
+    make(raw, tmp_path / "second", replace(OPTIONS, split_file=table, seed=9))
+    assert parts(tmp_path / "second") == parts(tmp_path / "first") != parts_of_lists(raw)
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join(line.replace("train", "Training") for line in lines[:-1]))
+    manifest = make(raw, tmp_path / "third", replace(OPTIONS, split_file=table))
+    assert "1 images do not stand in the split file" in manifest.warnings
+    assert manifest.grouping.how == "a split file by source"
+    table.write_text("\n".join([*lines, lines[1].replace("train", "test"), lines[1].replace("test", "train")]))
+    with pytest.raises(ValueError, match=r"the source in sources\.csv row 6[23] already stands in another split"):
+        make(raw, tmp_path / "fourth", replace(OPTIONS, split_file=table))
+    table.write_text("source,split\nDOE_JANE.png,train\n")
+    with pytest.raises(ValueError, match=r"the source in sources\.csv row 2 is none of this dataset") as error:
+        make(raw, tmp_path / "fourth", replace(OPTIONS, split_file=table))
+    assert "DOE" not in str(error.value)
+
+
+def parts_of_lists(raw: Path) -> dict[str, str]:
+    lists = raw / "ddsm_raw_image_lists"
+    return {line: path.stem for path in lists.iterdir() for line in path.read_text().splitlines()}

@@ -1,5 +1,9 @@
 """PatchCamelyon: 327,680 patches of 96 x 96 px in HDF5, tumour in the centre or not, official splits by slide."""
 
+import gzip
+import os
+import shutil
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,13 +29,43 @@ def slides(root: Path, part: str, count: int) -> list[str]:
     return names
 
 
+def packed_files(root: Path) -> list[Path]:
+    """The .h5.gz files of which no .h5 lies beside them."""
+    return [path for path in sorted(root.glob("camelyonpatch_*.h5.gz")) if not path.with_suffix("").exists()]
+
+
+def unpack(root: Path) -> None:
+    """Unpack each .h5.gz beside itself, once: written aside, synced, renamed. The packed file stays.
+
+    Raises:
+        ValueError: the file is damaged, or the folder cannot be written to.
+    """
+    for packed in packed_files(root):
+        aside = packed.with_name(f".{packed.stem}.{os.getpid()}.partial")
+        try:
+            with gzip.open(packed) as source, aside.open("wb") as target:
+                shutil.copyfileobj(source, target, 1 << 22)
+                target.flush()
+                os.fsync(target.fileno())
+            aside.replace(packed.with_suffix(""))
+        except (EOFError, gzip.BadGzipFile, zlib.error):
+            raise ValueError(f"{packed.name} is damaged or half-loaded: get it again") from None
+        except OSError as error:
+            raise ValueError(
+                f"{packed.name} cannot be unpacked beside itself ({error.strerror}): free space, or put links to the "
+                ".gz files into a folder that can be written to and name that with --raw"
+            ) from None
+        finally:
+            aside.unlink(missing_ok=True)
+
+
 def read(root: Path) -> Iterator[Record]:
     """Yield the three official parts in file order."""
     names = [f"{FILE.format(part=part, kind=kind)}.h5" for part in PARTS for kind in "xy"]
     CAMELYON.require(root)
-    if packed := [name for name in names if not (root / name).exists() and (root / f"{name}.gz").exists()]:
+    if packed := packed_files(root):
         raise ValueError(
-            f"{packed[0]}.gz is still packed: run gunzip --keep {root}/*.h5.gz once, then this command again"
+            f"{packed[0].name} is still packed: a conversion unpacks it once, or run gunzip --keep {root}/*.h5.gz"
         )
     CAMELYON.require(root, *names)
     for part, split in PARTS.items():
@@ -65,4 +99,5 @@ CAMELYON = RawDataset(
     read=read,
     phantoms="Camelyon",
     study_split=study_split,
+    unpack=unpack,
 )

@@ -120,6 +120,7 @@ CAMELYON_SLIDES = replace(
     read=camelyon_reader(TileOptions()),
     phantoms="Camelyon-slides",
     study_split=None,
+    unpack=None,
     notes=(
         "a tile outside every outline counts as normal: name slides that are outlined in part alone in leave_out.txt",
     ),
