@@ -72,7 +72,7 @@ def _render(header, bits: int) -> np.ndarray:  # type: ignore[no-untyped-def]  #
     if header.PhotometricInterpretation == "PALETTE COLOR":
         values = apply_color_lut(values, header)
     if values.ndim == 3:
-        return values if values.dtype == np.uint8 else (values >> 8).astype(np.uint8)
+        return (values >> max(int(header.BitsStored) - 8, 0)).astype(np.uint8)
     stored = int(header.BitsStored)
     low = -(1 << (stored - 1)) if header.PixelRepresentation else 0
     if not header.PixelRepresentation:

@@ -113,3 +113,72 @@ def test_the_undecodable_one_is_named_by_its_syntax(real_data: Path) -> None:
     data = (real_data / "dicom" / "mg-jpeg-extended-12bit-undecodable.dcm").read_bytes()
     with pytest.raises(UndecodableImage, match=r"no decoder for DICOM JPEG Extended \(Process 2 and 4\), 12 bits"):
         decode(data, 1)
+
+
+def own(name: str) -> bytes:
+    """A test file that pydicom's wheel brings."""
+    from pydicom.data import get_testdata_file
+
+    return Path(str(get_testdata_file(name, download=False))).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("plain", "packed"),
+    [
+        ("MR_small.dcm", ["_RLE", "_jp2klossless", "_jpeg_ls_lossless", "_bigendian", "_expb", "_implicit", "_padded"]),
+        ("SC_rgb_rle.dcm", ["_16bit", "_16bit_2frame", "_2frame", "_32bit", "_32bit_2frame"]),
+        ("SC_rgb_small_odd.dcm", ["_big_endian", "_jpeg"]),
+        ("rtdose.dcm", ["_expb", "_rle", "_1frame", "_rle_1frame"]),
+    ],
+)
+def test_the_same_picture_in_every_transfer_syntax(plain: str, packed: list[str]) -> None:
+    wanted = decode(own(plain), 1)
+    for suffix in packed:
+        np.testing.assert_array_equal(decode(own(plain.replace(".dcm", f"{suffix}.dcm")), 1), wanted)
+    for lossless in ("SC_rgb_jpeg_gdcm.dcm", "SC_rgb_gdcm_KY.dcm") if plain == "SC_rgb_rle.dcm" else ():
+        np.testing.assert_array_equal(decode(own(lossless), 3), decode(own(plain), 3))
+
+
+def test_lossy_colour_is_the_colour_of_the_plain_file() -> None:
+    wanted = decode(own("SC_rgb_rle.dcm"), 3).astype(int)
+    for name in (
+        "SC_rgb_dcmtk_+eb+cy+n1",
+        "SC_rgb_jpeg_dcmtk",
+        "SC_rgb_jls_lossy_line",
+        "SC_ybr_full_422_uncompressed",
+    ):
+        assert np.abs(decode(own(f"{name}.dcm"), 3).astype(int) - wanted).mean() < 8, name
+
+
+def test_every_named_transfer_syntax_has_a_decoder() -> None:
+    from pydicom import uid
+    from pydicom.pixels import get_decoder
+
+    names = "JPEGBaseline8Bit JPEGExtended12Bit JPEGLossless JPEGLosslessSV1 JPEGLSLossless JPEGLSNearLossless"
+    names += " JPEG2000Lossless JPEG2000 HTJ2KLossless HTJ2KLosslessRPCL HTJ2K RLELossless"
+    assert all(get_decoder(getattr(uid, name)).is_available for name in names.split())
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("MR_truncated.dcm", "no decoder for DICOM Explicit VR Little Endian, 16 bits"),
+        ("JPGExtended.dcm", r"no decoder for DICOM JPEG Extended \(Process 2 and 4\), 12 bits"),
+        ("rtplan.dcm", "a DICOM file without pixels"),
+        ("meta_missing_tsyntax.dcm", "no decoder for DICOM unknown"),
+    ],
+)
+def test_what_cannot_be_shown_is_told(name: str, reason: str) -> None:
+    with pytest.raises(UndecodableImage, match=reason):
+        decode(own(name), 1)
+
+
+def test_deep_colour_keeps_its_high_bits() -> None:
+    deep = np.random.default_rng(0).integers(0, 1 << 16, (5, 6, 3)).astype(np.uint16)
+    from pydicom import dcmread
+
+    header = dcmread(io.BytesIO(written(deep[..., 0], SamplesPerPixel=3, PhotometricInterpretation="RGB")))
+    header.PlanarConfiguration, header.BitsStored, header.HighBit, header.PixelData = 0, 16, 15, deep.tobytes()
+    buffer = io.BytesIO()
+    header.save_as(buffer, enforce_file_format=True)
+    np.testing.assert_array_equal(decode(buffer.getvalue(), 3), deep >> 8)
