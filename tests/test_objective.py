@@ -1,10 +1,13 @@
 """The masked loss: any cut has the same sum and gradient. Run: pytest tests/test_objective.py"""
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from train.objective import Mix, counted, loss_sum, mix_images
+from train.config import Training
+from train.mixing import Mix, draw_boxes, draw_mix, mix_images
+from train.objective import balanced_weights, counted, loss_sum, total_weight
 
 
 def problem(task: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -69,3 +72,44 @@ def test_mixup_leaves_pairs_with_a_masked_half_alone() -> None:
     assert torch.isfinite(gradient).all()
     images = torch.arange(8.0)[:, None, None, None]
     assert mix_images(images, Mix(torch.full((8,), 0.75))).flatten()[:2].tolist() == [0.25, 0.75]
+
+
+def test_class_weights_are_torchs_and_scikit_learns() -> None:
+    from sklearn.utils.class_weight import compute_class_weight
+
+    logits, labels, valid = problem("single")
+    weights = torch.tensor([0.5, 2.0, 1.5])
+    ours = loss_sum(logits, labels, valid, class_weights=weights) / total_weight(labels, valid, weights)
+    torch.testing.assert_close(ours, F.cross_entropy(logits[valid], labels[valid], weight=weights))
+    expected = compute_class_weight("balanced", classes=np.arange(3), y=[0] * 5 + [1] * 2 + [2] * 3)
+    assert balanced_weights([5, 2, 3]) == pytest.approx(expected)
+    assert balanced_weights([4, 0]) == [1.0, 0.0]
+
+
+def test_cutmix_exchanges_boxes_of_the_drawn_share() -> None:
+    drawn = np.random.default_rng(0).random((4000, 3))
+    boxes = draw_boxes(drawn[:, 0], drawn[:, 1:], (32, 48))
+    assert (boxes[:, :2] >= 0).all() and (boxes[:, 2:] <= [32, 48]).all() and (boxes[:, 2:] >= boxes[:, :2]).all()
+    wanted, found = 1 - drawn[:, 0], np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) / (32 * 48)
+    inside = (boxes > 0).all(1) & (boxes[:, 2] < 32) & (boxes[:, 3] < 48)
+    assert np.abs(wanted - found)[inside].max() < 0.08 and (found <= wanted + 0.08).all()
+
+    ids, valid = torch.arange(8), torch.tensor([1, 1, 1, 0, 1, 1, 1, 1]).bool()
+    mix = draw_mix(Training(cutmix=1.0), 3, ids, valid, (32, 48))
+    assert mix is not None and mix.boxes is not None and mix.own[2:4].tolist() == [1, 1]
+    images = torch.arange(8.0)[:, None, None, None].expand(8, 1, 32, 48)
+    mixed = mix_images(images, mix)
+    for i in range(8):
+        partner = (mixed[i] == float(i ^ 1)).float().mean()
+        assert partner.item() == pytest.approx(1 - mix.own[i].item(), abs=1e-6)
+        assert set(mixed[i].unique().tolist()) <= {float(i), float(i ^ 1)}
+    assert draw_mix(Training(), 3, ids, valid, (32, 48)) is None
+
+
+def test_with_mixup_and_cutmix_a_pair_takes_one() -> None:
+    mix = draw_mix(Training(cutmix=1.0, mixup=0.4), 0, torch.arange(400), torch.ones(400).bool(), (32, 32))
+    assert mix is not None and mix.boxes is not None
+    boxed = (mix.boxes[:, 2:] > mix.boxes[:, :2]).all(1)
+    assert 0.3 < boxed.float().mean() < 0.7
+    blended = mix_images(torch.arange(400.0)[:, None, None, None].expand(400, 1, 32, 32), mix)
+    assert all(len(blended[i].unique()) == 1 for i in range(400) if not boxed[i])

@@ -31,6 +31,7 @@ from train.models import create, report_of
 from train.optimisation import Rates, make_optimizer
 from train.pulse import Pulse
 from train.reporting import Reporter, dumps
+from train.resharding import load_weights, read_whole
 from train.rundir import CONFIG_FILE, WeightsInfo, read_weights, save_weights
 from train.starts import make_start
 
@@ -69,15 +70,16 @@ def build(
     if resume:
         agree(lambda: _lock(folder, ends))
     found, damaged = agree(lambda: checkpoints.newest(folder / "checkpoints")) if resume else (None, [])
+    whole = None
     if found is not None and settings.stage >= 1 and found.world != ranks.world:
-        raise ValueError(
-            f"{found.path.name} is of ZeRO stage {settings.stage} on {found.world} ranks, here are {ranks.world}: "
-            f"start {found.world} ranks; only stage 0 changes their number"
-        )
+        whole = read_whole(found.path, found.world, settings.stage)
+        load_weights(model, whole)
     engine = build_engine(model.to(device), optimizer, settings, ranks.world)
     if config.model.channels_last and settings.stage == 0:
         # After DeepSpeed has sent the weights around, which wants them contiguous; ZeRO keeps them in flat buffers.
         engine.module.to(memory_format=torch.channels_last)
+    if config.model.compile:
+        engine.module.compile()  # in place: names of tensors stay
     if not resume:
         record = _record(job, list(layers), story)
         agree(lambda: _make_folder(folder, lambda made: _fill(made, record, init, job.info)))
@@ -93,7 +95,7 @@ def build(
     ends.callback(reporter.close)
     trainer = Trainer(job, engine, rates, Progress(), reporter, pulse)
     if found is not None:
-        trainer.load(found)
+        trainer.load(found, whole)
     for line in [*story, *damaged]:
         reporter.say(line)
     _say_beginning(trainer, resume)
@@ -150,8 +152,11 @@ def _check(job: Job) -> None:
         raise ValueError(f"--schedule plateau follows the validation, and {shards.path} has no split val: take cosine")
     shards.check_files()
     micro = job.settings.micro_batch(world)
-    if training.mixup and (micro % 2 or job.batch % (2 * world)):
-        raise ValueError(f"--mixup mixes pairs: a micro-batch of {micro} on {world} ranks cuts them; take an even one")
+    if (training.mixup or training.cutmix) and (micro % 2 or job.batch % (2 * world)):
+        name = "--mixup" if training.mixup else "--cutmix"
+        raise ValueError(f"{name} mixes pairs: a micro-batch of {micro} on {world} ranks cuts them; take an even one")
+    if training.class_weights != "none" and shards.task == "multi-label":
+        raise ValueError(f"--class-weights is for single-label sets, {shards.manifest.name} is multi-label: drop it")
     if training.label_smoothing and shards.task == "multi-label":
         raise ValueError(f"--label-smoothing is for single-label sets, {shards.manifest.name} is multi-label: drop it")
     if job.settings.stage == 3 and (training.ema or training.on_nan == "skip"):
@@ -171,6 +176,7 @@ def _start(job: Job) -> tuple[nn.Module, list[str]]:
         img_size=info.img_size,
         first_conv=chosen.first_conv,
         seed=seed,
+        drop_path=chosen.drop_path,
     )
     loaded = report_of(model)
     started = make_start(
@@ -195,7 +201,8 @@ def _try_image(model: nn.Module, info: WeightsInfo) -> None:
 def _stored(job: Job) -> tuple[nn.Module, list[str]]:
     """The model as it was at step 0, from the run itself."""
     info = job.info
-    model = create(info.model, info.num_classes, info.in_chans, img_size=info.img_size)
+    drop_path = job.config.model.drop_path
+    model = create(info.model, info.num_classes, info.in_chans, img_size=info.img_size, drop_path=drop_path)
     state, metadata_ = read_weights(job.folder / "weights" / "init.safetensors")
     if (there := metadata_.get("manifest_digest", "").strip('"')) != info.manifest_digest:
         raise ValueError(

@@ -191,6 +191,10 @@ class Model(Section):
         default=True, description="memory format of the net at ZeRO stage 0: convolutions are faster"
     )
     freeze_backbone: bool = Field(default=False, description="train the head alone (linear probe)")
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0, description="stochastic depth: the rate of the last block, less below"
+    )
+    compile: bool = Field(default=False, description="torch.compile of the forward and backward pass")
 
     @model_validator(mode="after")
     def _start_fits(self) -> Self:
@@ -276,6 +280,12 @@ class Training(Section):
     val_every: Positive = Field(default=1.0, description="epochs between validations, fractions allowed")
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="single-label sets")
     mixup: Annotated[float, Field(ge=0)] = Field(default=0.0, description="alpha of Beta(alpha, alpha); 0: off")
+    cutmix: Annotated[float, Field(ge=0)] = Field(
+        default=0.0, description="likewise; with both, each pair of images takes one of them"
+    )
+    class_weights: Literal["none", "balanced"] = Field(
+        default="none", description="balanced: the loss of a class weighs as n / (classes * its images)"
+    )
     ema: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.0, description="decay a step of an average of the weights that is evaluated and kept; 0: off"
     )

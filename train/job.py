@@ -5,6 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from shards.choosing import Choice, plan_of
@@ -16,6 +17,7 @@ from shards.transforms import Transform, train_transform, transform_of
 from train.config import Config, shares
 from train.ds_settings import DeepSpeedSettings
 from train.engine import Ranks
+from train.objective import balanced_weights
 from train.rundir import WeightsInfo
 
 
@@ -69,6 +71,15 @@ class Job:
         choice = Choice(data.fraction, data.fraction_seed, exclude, data.balance, cache)
         weights = list(shares(data.mix).values()) if data.mix is not None else None
         return plan_of(self.training_split, config, choice, weights)
+
+    @property
+    def class_weights(self) -> torch.Tensor | None:
+        """float32[classes] on the job's device, from the images that the plan draws; None unless asked for."""
+        if self.config.training.class_weights == "none":
+            return None
+        stored = np.unique(self.plan.draw(np.arange(self.plan.num_samples)).positions)
+        counts = np.bincount(self.training_split.labels(stored), minlength=self.shards.num_classes)
+        return torch.tensor(balanced_weights(counts.tolist()), dtype=torch.float32, device=self.device)
 
     def training_loader(self, consumed: int = 0) -> Loader:
         """This rank's part of the training, endless from `consumed` samples of all ranks on."""

@@ -20,19 +20,19 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from scipy.special import betaincinv
 from torch import Tensor, nn
 
-from shards.draws import uniform
 from shards.loader import Batch
 from train import checkpoints
 from train.engine import agree, first_word, plain_copy, save_engine, share_buffers, total, whole_state
-from train.evaluation import evaluate_split
+from train.evaluation import Scores, evaluate_split
 from train.job import Job
-from train.objective import Mix, counted, loss_sum, mix_images
+from train.mixing import draw_mix, mix_images
+from train.objective import loss_sum, total_weight
 from train.optimisation import Rates
 from train.pulse import Pulse
 from train.reporting import Reporter
+from train.resharding import Whole, load_optimizer
 from train.rundir import read_weights, save_weights
 
 
@@ -61,6 +61,7 @@ class Trainer:
         self.pulse = pulse
         self.samples_per_epoch = job.plan.samples_per_epoch
         self.average: nn.Module | None = deepcopy(engine.module) if job.config.training.ema else None
+        self.class_weights = job.class_weights
         self.signalled = False
         self._saved_at = time.monotonic()
 
@@ -96,14 +97,14 @@ class Trainer:
         config, progress, world = self.job.config, self.progress, self.job.ranks.world
         images, labels, valid = (each.to(self.job.device) for each in (batch.images, batch.labels, batch.valid))
         self.pulse.beat(f"step {progress.step + 1}, meeting the other ranks")
-        weight, stop, save = self._agree_on(counted(labels, valid).sum().item())
+        weight, stop, save = self._agree_on(total_weight(labels, valid, self.class_weights).item())
         if stop:
             self.save(must=True)
             raise Preempted
         if save:
             self.save()
         torch.manual_seed(step_seed(config.training.seed, progress.consumed, self.job.ranks.rank))
-        mix = self._mix(batch.sample_ids, valid)
+        mix = draw_mix(config.training, progress.step, batch.sample_ids, valid, images.shape[2:])
         if mix is not None:
             images = mix_images(images, mix)
         rate = self._set_rate()
@@ -116,9 +117,13 @@ class Trainer:
             part = slice(start, start + micro)
             self.pulse.beat(f"step {progress.step + 1}, forward")
             logits = self.engine(images[part])
-            mixed = None if mix is None else Mix(mix.own[part])
             loss = loss_sum(
-                logits, labels[part], valid[part], label_smoothing=config.training.label_smoothing, mix=mixed
+                logits,
+                labels[part],
+                valid[part],
+                label_smoothing=config.training.label_smoothing,
+                mix=None if mix is None else mix.part(part),
+                class_weights=self.class_weights,
             )
             if not math.isfinite(value := loss.item()):
                 failed[part] = valid[part].cpu()
@@ -168,16 +173,6 @@ class Trainer:
             group["lr"] = rate * group["lr_scale"]
         return rate
 
-    def _mix(self, sample_ids: Tensor, valid: Tensor) -> Mix | None:
-        """The weights of Mixup (Zhang et al. 2018), one a pair, drawn for the pair's first sample."""
-        if not (alpha := self.job.config.training.mixup):
-            return None
-        first = sample_ids.cpu().numpy().view(np.uint64)[::2]
-        drawn = uniform(self.job.config.training.seed, self.progress.step, first, 0, 0, "mixup", 1)[:, 0]
-        own = torch.from_numpy(betaincinv(alpha, alpha, drawn)).float().to(valid.device)
-        both = valid[::2] & valid[1::2]
-        return Mix(torch.where(both, own, 1.0).repeat_interleave(2))
-
     def _update_average(self) -> None:
         if self.average is None:
             return
@@ -222,14 +217,18 @@ class Trainer:
         )
 
     def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
-        """Loss and metrics of a model on a split. Raises Preempted where a signal came meanwhile."""
+        """Loss and metrics of a model on a split, as `scores`."""
+        return self.scores(model, split).values
+
+    def scores(self, model: nn.Module, split: str) -> Scores:
+        """Loss, metrics and predictions of a model on a split. Raises Preempted where a signal came meanwhile."""
         found = evaluate_split(self.job, model, split, stop=self._any_signalled)
         if found is None:
             self.save(must=True)
             raise Preempted
         for line in found.remarks:
             self.reporter.say(f"warning: {split}: {line}")
-        return found.values
+        return found
 
     def _any_signalled(self) -> bool:
         self.pulse.beat(f"evaluation after step {self.progress.step}")
@@ -301,9 +300,12 @@ class Trainer:
 
         return agree(seal)
 
-    def load(self, checkpoint: checkpoints.Checkpoint) -> None:
-        """Take up a checkpoint of this run."""
-        self.engine.load_checkpoint(str(checkpoint.path.parent), tag=checkpoint.path.name)
+    def load(self, checkpoint: checkpoints.Checkpoint, whole: Whole | None = None) -> None:
+        """Take up a checkpoint of this run; `whole` is its content where another number of ranks wrote it."""
+        if whole is not None:
+            load_optimizer(self.engine, whole, self.job.ranks.rank, self.job.ranks.world)
+        else:
+            self.engine.load_checkpoint(str(checkpoint.path.parent), tag=checkpoint.path.name)
         self.progress = Progress(**checkpoint.state)
         if self.average is not None:
             self.average.load_state_dict(read_weights(checkpoint.path / "ema.safetensors")[0])

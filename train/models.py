@@ -36,6 +36,7 @@ class Recipe:
     in_chans: int = 3
     img_size: int | None = None
     depth: int | None = None  # transformer blocks, where fewer than the architecture's
+    drop_path: float = 0.0  # stochastic depth of the last block
 
 
 def create(
@@ -48,17 +49,18 @@ def create(
     *,
     first_conv: FirstConv = "sum",
     seed: int = 0,
+    drop_path: float = 0.0,
 ) -> nn.Module:
     """Build a classifier with timm's pretrained weights, those of a file, or a default initialisation from `seed`.
 
     `img_size` (pixels, square) resizes position tables where the family has them; convolutional families take any
     size. The first layer is adapted to `in_chans` as timm does ("sum"), or keeps the red channel ("red", the
-    published study's way).
+    published study's way). `drop_path`: rate of stochastic depth in the last block (Huang et al. 2016).
 
     Raises ValueError for an unknown name (with the nearest), a size the model does not allow, weights that do not fit
     or cannot be had: pretrained weights are never replaced by random ones.
     """
-    recipe = _recipe(name, num_classes, in_chans, img_size)
+    recipe = replace(_recipe(name, num_classes, in_chans, img_size), drop_path=drop_path)
     state, source = None, ""
     if weights is not None:
         state, source = read_state(Path(weights)), Path(weights).name
@@ -192,13 +194,20 @@ def _timm_model(recipe: Recipe, pretrained: bool = False, **changes: int) -> nn.
     options: dict = {"num_classes": recipe.num_classes, "in_chans": recipe.in_chans, **changes}
     if recipe.depth is not None and not pretrained:
         options["depth"] = recipe.depth
+    if recipe.drop_path:
+        options["drop_path_rate"] = recipe.drop_path
     if recipe.img_size is not None:
         try:
             return timm.create_model(recipe.name, pretrained=pretrained, img_size=recipe.img_size, **options)
         except TypeError as error:
             if "img_size" not in str(error):
                 raise
-    return timm.create_model(recipe.name, pretrained=pretrained, **options)
+    try:
+        return timm.create_model(recipe.name, pretrained=pretrained, **options)
+    except TypeError as error:
+        if "drop_path_rate" in str(error):
+            raise ValueError(f"{recipe.name} has no stochastic depth: drop --drop-path") from None
+        raise
 
 
 def _pretrained(recipe: Recipe) -> tuple[dict[str, Tensor], str]:

@@ -5,17 +5,13 @@ valid samples that are not NaN. A rank backpropagates its own sum, scaled by `wo
 DeepSpeed averages gradients over ranks.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-
-class Mix(NamedTuple):
-    """Mixup inside fixed pairs (2i, 2i+1): weight of the own sample, float32[b]; 1 where a pair is not mixed."""
-
-    own: Tensor
+from train.mixing import Mix
 
 
 def counted(labels: Tensor, valid: Tensor) -> Tensor:
@@ -23,35 +19,50 @@ def counted(labels: Tensor, valid: Tensor) -> Tensor:
     return valid if labels.ndim == 1 else valid[:, None] & ~labels.isnan()
 
 
+def total_weight(labels: Tensor, valid: Tensor, class_weights: Tensor | None = None) -> Tensor:
+    """How much counts, a scalar: the number of what counts, or the sum of its classes' weights."""
+    if class_weights is None:
+        return counted(labels, valid).sum()
+    return (class_weights[labels] * valid).sum()
+
+
+def balanced_weights(counts: Sequence[int]) -> list[float]:
+    """Class weights n / (classes that occur * n_c), mean 1 over samples, 0 for a class without one: scikit-learn's."""
+    present = sum(count > 0 for count in counts)
+    return [sum(counts) / (present * count) if count else 0.0 for count in counts]
+
+
 def loss_sum(
-    logits: Tensor, labels: Tensor, valid: Tensor, *, label_smoothing: float = 0.0, mix: Mix | None = None
+    logits: Tensor,
+    labels: Tensor,
+    valid: Tensor,
+    *,
+    label_smoothing: float = 0.0,
+    mix: Mix | None = None,
+    class_weights: Tensor | None = None,
 ) -> Tensor:
     """Sum of cross-entropy (int64[b]) or binary cross-entropy (float[b, c]) over what counts, float32 scalar.
 
-    Rows that do not count have exactly zero gradient, whatever their (finite) logits.
+    Rows that do not count have exactly zero gradient, whatever their (finite) logits. `class_weights` float32[classes]
+    multiply the terms of their classes (single-label).
     """
     mask = counted(labels, valid)
-    each = _each(logits.float(), labels, label_smoothing)
+    each = _each(logits.float(), labels, label_smoothing, class_weights)
     if mix is not None:
         other = _partner(labels)
-        partner = _each(logits.float(), other, label_smoothing)
+        partner = _each(logits.float(), other, label_smoothing, class_weights)
         both = mask & _partner(mask)
         own = torch.where(both, mix.own if labels.ndim == 1 else mix.own[:, None], 1.0)
         each = own * each + torch.where(own < 1, (1 - own) * partner, 0.0)
     return torch.where(mask, each, 0.0).sum()
 
 
-def mix_images(images: Tensor, mix: Mix) -> Tensor:
-    """Images [b, c, h, w] with each pair mixed by the weights of its two samples."""
-    own = mix.own[:, None, None, None].to(images.dtype)
-    return own * images + (1 - own) * _partner(images)
-
-
 def _partner(values: Tensor) -> Tensor:
     return values.view(-1, 2, *values.shape[1:]).flip(1).reshape(values.shape)
 
 
-def _each(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+def _each(logits: Tensor, labels: Tensor, label_smoothing: float, class_weights: Tensor | None) -> Tensor:
     if labels.ndim == 1:
-        return F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
+        each = F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
+        return each if class_weights is None else class_weights[labels] * each
     return F.binary_cross_entropy_with_logits(logits, torch.nan_to_num(labels), reduction="none")

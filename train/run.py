@@ -30,6 +30,7 @@ from train.ds_settings import DeepSpeedSettings
 from train.flags import DEEPSPEED_FLAGS, parse_args
 
 if TYPE_CHECKING:
+    from train.evaluation import Predictions
     from train.job import Job
     from train.loop import Trainer
 
@@ -209,30 +210,46 @@ def _run(trainer: "Trainer", stop_after: int | None) -> int:
 
 
 def finish(trainer: "Trainer") -> None:
-    """Score the best weights on the test split and write results.json, the mark of a run that has ended."""
+    """Score the best weights on validation and test, write predictions, then results.json: the mark of a run's end."""
     from shards.manifest import write_aside
     from train.engine import agree
     from train.models import create
+    from train.predictions import operating_points
     from train.reporting import dumps
     from train.rundir import RESULTS_FILE, read_weights
 
     job, progress = trainer.job, trainer.progress
     which = "best" if progress.best is not None else "last"
     test: dict[str, float] | None = None
+    points: dict[str, Any] = {}
     if "test" in job.shards.split_names:
         info = job.info
         model = create(info.model, info.num_classes, info.in_chans, img_size=info.img_size)
         model.load_state_dict(read_weights(job.folder / "weights" / f"{which}.safetensors")[0], strict=True)
-        test = trainer.evaluate(model.to(job.device), "test")
+        splits = [name for name in ("val", "test") if name in job.shards.split_names]
+        found = {name: trainer.scores(model.to(job.device), name) for name in splits}
+        test = found["test"].values
         trainer.reporter.record("test", progress.step, {"epoch": trainer.epoch, **test})
+        agree(lambda: _keep(job, {name: each.predictions for name, each in found.items()}))
+        if "val" in found:
+            pair = (found["val"].predictions, found["test"].predictions)
+            points = operating_points(*pair, job.shards.split("test"))
     results = {**_description(job), "weights": which, "steps": progress.step, "samples_consumed": progress.consumed}
     results |= {"best": progress.best, "val": (progress.best or {}).get("metrics"), "test": test}
+    results |= {"operating_points": points} if points else {}
     results |= {"bad_samples": progress.bad, "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     agree(lambda: write_aside(job.folder / RESULTS_FILE, dumps(results, indent=1).encode()))
     if test is not None:
         target = job.shards.manifest.target_metric
         trainer.reporter.say(f"test with the {which} weights: loss {test['loss']:.4f}, {target} {test[target]:.4f}")
     trainer.reporter.say(f"done: {job.folder}")
+
+
+def _keep(job: "Job", found: dict[str, "Predictions"]) -> None:
+    from train.predictions import write_predictions
+
+    for name, predictions in found.items():
+        write_predictions(job.folder / f"predictions-{name}.csv", job.shards.split(name), predictions)
 
 
 def _description(job: "Job") -> dict[str, Any]:

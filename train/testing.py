@@ -10,12 +10,14 @@ from train import engine as engines
 from train.assembly import settled
 from train.evaluation import evaluate_split
 from train.job import Job
+from train.predictions import write_predictions
 from train.reporting import dumps
 from train.rundir import open_run
 
 
 def test_run(args: argparse.Namespace, flags: dict[str, Any]) -> int:
-    """Print loss and metrics as JSON, and write them as test-SET-SPLIT.json beside the analyses.
+    """Print loss and metrics as JSON, and write them as test-SET-SPLIT.json, and the predictions as
+    .csv, beside the analyses.
 
     The images are cut as in the run's own evaluation; flags of the data section change that.
     """
@@ -45,7 +47,9 @@ def test_run(args: argparse.Namespace, flags: dict[str, Any]) -> int:
     text = dumps({**result, **found.values, "remarks": found.remarks}, indent=1)
     if ranks.first:
         run.out_dir.mkdir(parents=True, exist_ok=True)
-        write_aside(run.out_dir / f"test-{shards.manifest.name}-{args.split}.json", text.encode())
+        name = f"test-{shards.manifest.name}-{args.split}"
+        write_predictions(run.out_dir / f"{name}.csv", shards.split(args.split), found.predictions)
+        write_aside(run.out_dir / f"{name}.json", text.encode())
         print(text)
     engines.leave()
     return 0

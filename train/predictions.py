@@ -1,0 +1,81 @@
+"""What a model said of each image as a csv by key, and thresholds chosen on one split and judged on another."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shards.manifest import write_aside
+from shards.shardset import Split
+from train.evaluation import Predictions
+
+LEVELS = (0.9, 0.95)  # specificities and sensitivities that thresholds are chosen for
+
+
+def write_predictions(path: Path, split: Split, found: Predictions) -> None:
+    """Write key, label (a column a label, blank where ignored) and a probability a class, in stored order, whole."""
+    task, classes = split.manifest.task, split.view.classes
+    position = {int(one): number for number, one in enumerate(split.sample_ids())}
+    order = sorted(range(len(found.sample_ids)), key=lambda row: position[int(found.sample_ids[row])])
+    single = task == "single-label"
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["key", *(["label"] if single else classes), *(f"p({name})" for name in classes)])
+    scores = found.probabilities(task)
+    for row in order:
+        label = found.labels[row]
+        told = [classes[int(label)]] if single else ["" if np.isnan(one) else int(one) for one in label]
+        writer.writerow([split.key(position[int(found.sample_ids[row])]), *told, *(f"{p:.6g}" for p in scores[row])])
+    write_aside(path, text.getvalue().encode())
+
+
+def operating_points(chosen: Predictions, judged: Predictions, split: Split) -> dict[str, list[dict[str, Any]]]:
+    """Class -> sensitivity and specificity on `judged` at thresholds chosen on `chosen` for LEVELS of either.
+
+    Of class 1 for two classes, of every label for several; empty for more classes than two, and where one of the splits
+    has no sample of either kind.
+    """
+    task, classes = split.manifest.task, split.view.classes
+    if task == "single-label" and len(classes) != 2:
+        return {}
+    told: dict[str, list[dict[str, Any]]] = {}
+    for number in [1] if task == "single-label" else range(len(classes)):
+        pairs = [_binary(found, task, number) for found in (chosen, judged)]
+        if all(0 < truth.sum() < len(truth) for truth, _ in pairs):
+            told[classes[number]] = [
+                {"wanted": wanted, "at_least": level, "threshold": threshold, **rates(*pairs[1], threshold)}
+                for wanted in ("specificity", "sensitivity")
+                for level in LEVELS
+                for threshold in [threshold_for(*pairs[0], wanted, level)]
+            ]
+    return told
+
+
+def _binary(found: Predictions, task: Any, number: int) -> tuple[np.ndarray, np.ndarray]:
+    scores = found.probabilities(task)[:, number]
+    if task == "single-label":
+        return found.labels == number, scores
+    known = ~np.isnan(found.labels[:, number])
+    return found.labels[known, number] == 1, scores[known]
+
+
+def threshold_for(truth: np.ndarray, scores: np.ndarray, wanted: str, level: float) -> float:
+    """The threshold (score >= threshold is positive) that just reaches a specificity or sensitivity.
+
+    truth: bool[n] with both kinds; scores: float[n]. For a specificity the lowest such threshold, for a sensitivity the
+    highest: what is best for the other rate.
+    """
+    if wanted == "sensitivity":
+        positives = np.sort(scores[truth])[::-1]
+        return float(positives[int(np.ceil(level * len(positives) - 1e-9)) - 1])
+    negatives = np.sort(scores[~truth])
+    needed = int(np.ceil(level * len(negatives) - 1e-9))  # negatives that must lie below
+    return float(np.nextafter(negatives[needed - 1], np.inf))
+
+
+def rates(truth: np.ndarray, scores: np.ndarray, threshold: float) -> dict[str, float]:
+    """Sensitivity and specificity at a threshold."""
+    positive = scores >= threshold
+    return {"sensitivity": float(positive[truth].mean()), "specificity": float((~positive[~truth]).mean())}
