@@ -96,7 +96,9 @@ def open_bank(
 class _Writer:
     """Columns on disk that grow row by row; `state` is what bank.json says."""
 
-    def __init__(self, place: Path, key: Mapping[str, Any], names: Sequence[str], num_images: int, state: dict):
+    def __init__(
+        self, place: Path, key: Mapping[str, Any], names: Sequence[str], num_images: int, state: dict[str, Any]
+    ):
         self.place, self.key, self.num_images, self.state = place, dict(key), num_images, state
         self.files = {**_files(names), "labels": "labels.npy", "sample_ids": "sample_ids.npy"}
         self.columns: dict[str, np.memmap] = {}
@@ -124,7 +126,7 @@ class _Writer:
             column.flush()
         write_aside(self.place / BANK_FILE, json.dumps({**self.state, "key": self.key}, default=str).encode())
 
-    def finish(self) -> dict:
+    def finish(self) -> dict[str, Any]:
         """Close the bank. Raises ValueError for one without a row."""
         if not self.state["rows"]:
             raise ValueError("no valid image came out of the loader: is the split empty, or every image damaged?")
@@ -199,7 +201,7 @@ def _difference(folder: Path, key: Mapping[str, Any]) -> str:
     return f"the nearest is of other {', '.join(nearest)}" if nearest else "there is none"
 
 
-def _read_state(place: Path, taps: Mapping[str, Tap], key: Mapping[str, Any]) -> dict:
+def _read_state(place: Path, taps: Mapping[str, Tap], key: Mapping[str, Any]) -> dict[str, Any]:
     """What bank.json says, if it and its columns are readable; else the state of an empty bank.
 
     Raises ValueError where it is the bank of something else: a folder that was renamed or copied.

@@ -82,7 +82,7 @@ class Replay:
                 del unit.__dict__["forward"]
 
 
-def _answering(forward: Callable, outputs: Sequence[Tensor | None], *, clone: bool) -> Callable:
+def _answering(forward: Callable[..., Any], outputs: Sequence[Tensor | None], *, clone: bool) -> Callable[..., Any]:
     waiting = iter(outputs)
 
     def answer(*args: Any, **kwargs: Any) -> Any:

@@ -10,7 +10,7 @@ LINE_SECONDS = 30
 LINE = "{desc}: {n_fmt}/{total_fmt} {unit}s, {rate_fmt}{postfix}, {elapsed} gone, {remaining} left"
 
 
-class LogLines(tqdm):
+class LogLines(tqdm):  # type: ignore[misc]  # tqdm has no types
     """tqdm that writes whole lines, for files and pipes."""
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:

@@ -36,6 +36,7 @@ from shards.warps import Affine, Perspective, Rotation
 Failure = tuple[int, str]  # number in the batch, reason
 Executed = tuple[torch.Tensor, list[Failure]]
 Values = dict[str, Any]  # one sample's part of an operator's parameters
+Apply = Callable[[Any, np.ndarray, Values], np.ndarray]  # operator, image [h, w, C], values -> image
 CHUNK = 4  # samples a thread takes at a time: handing over each by itself costs more, and large ones leave threads idle
 EIGHT_BITS_ONLY = (ColorJitter, Grayscale, Solarize)
 
@@ -163,9 +164,9 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _programs(drawn: Drawn, count: int) -> list[list[tuple[Callable, Operator, Values]]]:
+def _programs(drawn: Drawn, count: int) -> list[list[tuple[Apply, Operator, Values]]]:
     """For each sample the operators that act on it, with its values."""
-    programs: list[list[tuple[Callable, Operator, Values]]] = [[] for _ in range(count)]
+    programs: list[list[tuple[Apply, Operator, Values]]] = [[] for _ in range(count)]
     for _, operator, params in drawn.steps:
         apply = APPLY.get(type(operator))
         if apply is None:
@@ -221,7 +222,7 @@ def _warp(operator: Operator, image: np.ndarray, values: Values) -> np.ndarray:
     return cv2.warpPerspective(image, values["matrix"], size, flags=flags).reshape(image.shape)
 
 
-APPLY: dict[type[Operator], Callable[[Any, np.ndarray, Values], np.ndarray]] = {
+APPLY: dict[type[Operator], Apply] = {
     RandomResizedCrop: _crop_and_resize,
     Resize: _resize,
     CenterCrop: _window,

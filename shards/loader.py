@@ -128,7 +128,7 @@ class Loader:
         self.global_batch, self.node_ranks = global_batch, node_ranks
         self.plan.slice(0, world, rank)  # refuses a rank outside the world
         self.executor = choose_executor(executor, self.device)
-        self._make = lambda: make_executor(
+        self._make: Callable[[], Any] = lambda: make_executor(
             self.executor, split, transform, batch=share, threads=threads, device=self.device
         )
         self.samples_consumed = samples_consumed

@@ -426,7 +426,9 @@ def one_line(error: ValidationError, flags: Mapping[str, Any], where: str) -> st
     return f"{origin}: got {first['input']!r}; {message[0].lower()}{message[1:]} ({field.description}){more}"
 
 
-def _checked_section(section: str, content: Any, known: Mapping[str, tuple[str, FieldInfo]], where: str) -> Mapping:
+def _checked_section(
+    section: str, content: Any, known: Mapping[str, tuple[str, FieldInfo]], where: str
+) -> Mapping[str, Any]:
     origin = f" in {where}" if where else ""
     names = [name for name, _ in sections()]
     if section == "deepspeed":

@@ -194,10 +194,10 @@ def _is_channels_last(tensor: Tensor, layout: Layout) -> bool:
 
 
 def _attach(name: str, tap: Tap, outputs: dict[str, Tensor]) -> Callable[[], None]:
-    def after(module: nn.Module, inputs: tuple, output: object) -> None:
+    def after(module: nn.Module, inputs: tuple[Any, ...], output: object) -> None:
         outputs[name] = first_tensor(output)
 
-    def before(module: nn.Module, inputs: tuple) -> None:
+    def before(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         outputs[name] = first_tensor(inputs)
 
     if isinstance(tap, InputOf):

@@ -7,7 +7,7 @@ without a matcher are cut at their top-level modules, and `grouping` says so.
 
 import re
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from timm.models._manipulate import group_with_matcher
 from torch import nn
@@ -114,7 +114,7 @@ def group_index(names: Iterable[str], wanted: str | int) -> int:
     return int(wanted)
 
 
-def _matcher(model: nn.Module) -> dict | Callable | None:
+def _matcher(model: nn.Module) -> dict[str, Any] | Callable[..., Any] | None:
     """Timm's matcher of fine groups, or None where the family has none."""
     if not hasattr(model, "group_matcher"):
         return None
@@ -198,7 +198,7 @@ def _silent_modules(model: nn.Module) -> dict[str, str]:
     return found
 
 
-def _is_matched(matcher: dict, name: str) -> bool:
+def _is_matched(matcher: dict[str, Any], name: str) -> bool:
     specs = [
         spec if isinstance(spec, (tuple, list)) else [(spec, None)] for spec in matcher.values() if spec is not None
     ]

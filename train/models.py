@@ -191,7 +191,7 @@ def _unknown(name: str) -> ValueError:
 
 
 def _timm_model(recipe: Recipe, pretrained: bool = False, **changes: int) -> nn.Module:
-    options: dict = {"num_classes": recipe.num_classes, "in_chans": recipe.in_chans, **changes}
+    options: dict[str, Any] = {"num_classes": recipe.num_classes, "in_chans": recipe.in_chans, **changes}
     if recipe.depth is not None and not pretrained:
         options["depth"] = recipe.depth
     if recipe.drop_path:
