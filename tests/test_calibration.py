@@ -1,10 +1,10 @@
-"""Calibration against scikit-learn and by hand; the bootstrap against theory."""
+"""Calibration against scikit-learn and by hand."""
 
 import numpy as np
 import pytest
 from sklearn.metrics import brier_score_loss
 
-from train.calibration import bootstrap_interval, brier, expected_calibration_error
+from train.calibration import brier, calibration, expected_calibration_error
 
 
 def test_brier_of_two_classes_is_twice_scikit_learns():
@@ -40,40 +40,17 @@ def test_without_samples_there_is_no_number():
     assert np.isnan(expected_calibration_error(np.empty(0, int), np.empty((0, 2))))
 
 
-def test_interval_of_a_mean_has_the_normal_width_and_repeats_by_seed():
-    values = np.random.default_rng(2).normal(size=400)
-    interval = bootstrap_interval(lambda rows: float(values[rows].mean()), np.arange(400), seed=3, draws=2000)
-    half = 1.96 * values.std() / 20
-    assert interval.value == values.mean() and interval.draws == 2000
-    assert interval.low == pytest.approx(values.mean() - half, abs=0.15 * half)
-    assert interval.high == pytest.approx(values.mean() + half, abs=0.15 * half)
-    assert interval == bootstrap_interval(lambda rows: float(values[rows].mean()), np.arange(400), seed=3, draws=2000)
-
-
-def test_groups_are_drawn_whole_and_widen_the_interval():
-    seen = []
-    groups = np.array(["b", "a", "b", "a", "c"])
-    bootstrap_interval(lambda rows: seen.append(sorted(rows.tolist())) or 0.0, groups, seed=0, draws=50)
-    assert all(rows.count(0) == rows.count(2) and rows.count(1) == rows.count(3) for rows in seen)
-    values = np.repeat(np.random.default_rng(4).normal(size=50), 8)
-    alone = bootstrap_interval(lambda rows: float(values[rows].mean()), np.arange(400), seed=0)
-    grouped = bootstrap_interval(lambda rows: float(values[rows].mean()), np.repeat(np.arange(50), 8), seed=0)
-    assert grouped.high - grouped.low > 2 * (alone.high - alone.low)
-
-
-def test_undefined_resamples_are_left_out_and_counted():
-    labels = np.array([0, 0, 0, 0, 0, 1])
-
-    def share(rows):
-        return float(labels[rows].mean()) if labels[rows].any() else float("nan")
-
-    some = bootstrap_interval(share, np.arange(6), seed=0, draws=200)
-    assert 100 < some.draws < 180 and some.low > 0
-    none = bootstrap_interval(lambda rows: float("nan"), np.arange(6), seed=0, draws=5)
-    assert none.draws == 0 and np.isnan(none.low) and np.isnan(none.high)
-
-
-def test_bad_input_is_answered():
-    for groups, options in (([], {}), ([1], {"draws": 0}), ([1], {"level": 1.0})):
-        with pytest.raises(ValueError, match="a bootstrap needs rows"):
-            bootstrap_interval(lambda rows: 0.0, groups, seed=0, **options)
+def test_labels_are_calibrated_one_by_one_where_they_are_known():
+    rng = np.random.default_rng(5)
+    labels = (rng.random((60, 2)) < 0.4).astype(np.float32)
+    labels[:7, 1] = np.nan
+    scores = rng.random((60, 2))
+    found = calibration("multi-label", labels, scores)
+    expected = [brier_score_loss(labels[:, 0], scores[:, 0]), brier_score_loss(labels[7:, 1], scores[7:, 1])]
+    assert found["brier"] == pytest.approx(np.mean(expected))
+    single = rng.integers(0, 2, 60)
+    assert calibration("single-label", single, np.stack([1 - scores[:, 0], scores[:, 0]], 1)) == {
+        "brier": pytest.approx(2 * brier_score_loss(single, scores[:, 0])),
+        "ece": expected_calibration_error(single, np.stack([1 - scores[:, 0], scores[:, 0]], 1)),
+    }
+    assert np.isnan(calibration("multi-label", np.full((3, 2), np.nan), np.full((3, 2), 0.5))["ece"])

@@ -1,19 +1,32 @@
-"""How far probabilities and metrics can be trusted: calibration, and intervals that resample whole groups."""
+"""How far probabilities can be trusted: Brier score and calibration error, lower is better."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from train.metrics import Task
 
-class Interval(NamedTuple):
-    """A metric on all samples with a percentile bootstrap interval around it."""
+BINS = 15
 
-    value: float
-    low: float
-    high: float
-    draws: int  # resamples on which the metric was defined
+
+def calibration(task: Task, labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """`brier` and `ece` of a task, shapes as in `metrics.evaluate`.
+
+    Multi-label: of each label as two classes, on the samples where it is known, and the mean over labels that have any
+    (its Brier score then is the squared distance of one probability, half of that of the pair).
+    """
+    if task == "single-label":
+        return {"brier": brier(labels, probabilities), "ece": expected_calibration_error(labels, probabilities)}
+    parts: list[dict[str, Any]] = []
+    for label, score in zip(labels.T, probabilities.T, strict=True):
+        known = ~np.isnan(label)
+        if known.any():
+            pair = label[known].astype(np.int64), np.stack([1 - score[known], score[known]], 1)
+            parts.append({"brier": brier(*pair) / 2, "ece": expected_calibration_error(*pair)})
+    return {
+        name: float(np.mean([part[name] for part in parts])) if parts else float("nan") for name in ("brier", "ece")
+    }
 
 
 def brier(labels: ArrayLike, probabilities: ArrayLike) -> float:
@@ -27,7 +40,7 @@ def brier(labels: ArrayLike, probabilities: ArrayLike) -> float:
     return float(((scores - np.eye(scores.shape[1])[truth]) ** 2).sum(1).mean())
 
 
-def expected_calibration_error(labels: ArrayLike, probabilities: ArrayLike, bins: int = 15) -> float:
+def expected_calibration_error(labels: ArrayLike, probabilities: ArrayLike, bins: int = BINS) -> float:
     """Mean gap of confidence and accuracy over equal bins of confidence, 0..1 (Guo et al. 2017); lower is better.
 
     ECE = sum over bins of (samples in bin / n) * |accuracy - mean confidence|, with the confidence of the predicted
@@ -42,36 +55,3 @@ def expected_calibration_error(labels: ArrayLike, probabilities: ArrayLike, bins
     )  # bins are (low, high], as the paper has them
     gaps = np.bincount(place, weights=hit - confidence, minlength=bins)
     return float(np.abs(gaps).sum() / len(truth))
-
-
-def bootstrap_interval(
-    metric: Callable[[np.ndarray], float],
-    groups: ArrayLike,
-    *,
-    seed: int,
-    draws: int = 1000,
-    level: float = 0.95,
-) -> Interval:
-    """Percentile interval of a metric when whole groups (patients) are drawn again with replacement (Efron 1979).
-
-    `metric` takes the row numbers of a resample, int64[any length], repeats included. `groups` [n] says which rows
-    belong together: images of one patient are no independent evidence. Resamples on which the metric is NaN are left
-    out and the rest counted in `draws`; with none left the bounds are NaN.
-
-    Raises ValueError for no rows, draws below 1 or a level outside 0..1.
-    """
-    _, member = np.unique(np.asarray(groups), return_inverse=True)
-    if not len(member) or draws < 1 or not 0 < level < 1:
-        raise ValueError(
-            f"a bootstrap needs rows, draws >= 1 and a level between 0 and 1, got {len(member)}, {draws}, {level}"
-        )
-    order = np.argsort(member, kind="stable")
-    rows = np.split(order, np.cumsum(np.bincount(member))[:-1])
-    random = np.random.Generator(np.random.Philox(key=seed))
-    values = np.array(
-        [metric(np.concatenate([rows[g] for g in random.integers(len(rows), size=len(rows))])) for _ in range(draws)]
-    )
-    defined = values[~np.isnan(values)]
-    tail = (1 - level) / 2
-    low, high = np.quantile(defined, [tail, 1 - tail]) if len(defined) else (np.nan, np.nan)
-    return Interval(float(metric(np.arange(len(member)))), float(low), float(high), len(defined))

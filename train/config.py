@@ -310,6 +310,19 @@ class Training(Section):
     )
 
 
+class Evaluation(Section):
+    """What is measured of a model; none of it moves a weight."""
+
+    bootstrap: Count = Field(
+        default=1000, description="resamples of groups for the intervals of the test scores; 0: none"
+    )
+    units: str = Field(
+        default="group",
+        description="what test scores are also given by, mean probability over its images: columns of the set, joined "
+        "by +, such as group+laterality",
+    )
+
+
 class Config(Section):
     """All of it. Build with `load`."""
 
@@ -318,11 +331,13 @@ class Config(Section):
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     training: Training = Training()
+    evaluation: Evaluation = Evaluation()
 
 
 # What may differ when a run goes on: none of it reaches a weight.
 RESUMABLE = {"shards", "cache", "cache_limit", "threads", "prefetch", "verify"} | {
-    "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "hang_minutes", "log_every", "tensorboard"
+    "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "hang_minutes", "log_every", "tensorboard",
+    "bootstrap", "units",
 }  # fmt: skip
 
 

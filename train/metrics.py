@@ -6,7 +6,8 @@ over those for which the part is defined, and a warning names the others (a clas
 
 import difflib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import numpy as np
@@ -35,6 +36,14 @@ def evaluate(
         warnings.warn("probabilities hold NaN or infinite values: every metric is NaN", UndefinedMetric, stacklevel=2)
         return dict.fromkeys(metric_names(task), float("nan"))
     return {name: float(metric(truth, scores)) for name, metric in _OF_TASK[task].items()}
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """No warnings of what is undefined within the block: for parts of a set, where NaN says it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UndefinedMetric)
+        yield
 
 
 def metric_names(task: Task) -> tuple[str, ...]:

@@ -212,6 +212,7 @@ def _run(trainer: "Trainer", stop_after: int | None) -> int:
 def finish(trainer: "Trainer") -> None:
     """Score the best weights on validation and test, write predictions, then results.json: the mark of a run's end."""
     from shards.manifest import write_aside
+    from train.assessment import assess
     from train.engine import agree
     from train.models import create
     from train.predictions import operating_points
@@ -221,7 +222,7 @@ def finish(trainer: "Trainer") -> None:
     job, progress = trainer.job, trainer.progress
     which = "best" if progress.best is not None else "last"
     test: dict[str, float] | None = None
-    points: dict[str, Any] = {}
+    more: dict[str, Any] = {}
     if "test" in job.shards.split_names:
         info = job.info
         model = create(info.model, info.num_classes, info.in_chans, img_size=info.img_size)
@@ -231,12 +232,16 @@ def finish(trainer: "Trainer") -> None:
         test = found["test"].values
         trainer.reporter.record("test", progress.step, {"epoch": trainer.epoch, **test})
         agree(lambda: _keep(job, {name: each.predictions for name, each in found.items()}))
+        split, wanted = job.shards.split("test"), job.config.evaluation
+        seed, draws, units = job.config.training.seed, wanted.bootstrap, wanted.units
+        details = agree(lambda: assess(found["test"].predictions, split, seed=seed, draws=draws, units=units))
+        more |= {"test_details": details}
         if "val" in found:
-            pair = (found["val"].predictions, found["test"].predictions)
-            points = operating_points(*pair, job.shards.split("test"))
+            points = operating_points(found["val"].predictions, found["test"].predictions, split)
+            more |= {"operating_points": points} if points else {}
     results = {**_description(job), "weights": which, "steps": progress.step, "samples_consumed": progress.consumed}
     results |= {"best": progress.best, "val": (progress.best or {}).get("metrics"), "test": test}
-    results |= {"operating_points": points} if points else {}
+    results |= more
     results |= {"bad_samples": progress.bad, "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     agree(lambda: write_aside(job.folder / RESULTS_FILE, dumps(results, indent=1).encode()))
     if test is not None:

@@ -8,6 +8,7 @@ from train import config as configs
 from train import ds_settings
 from train import engine as engines
 from train.assembly import settled
+from train.assessment import assess
 from train.evaluation import evaluate_split
 from train.job import Job
 from train.predictions import write_predictions
@@ -44,11 +45,13 @@ def test_run(args: argparse.Namespace, flags: dict[str, Any]) -> int:
     assert found is not None
     target = shards.manifest.target_metric
     result = {"weights": str(run.path), "set": shards.manifest.name, "split": args.split, "target_metric": target}
-    text = dumps({**result, **found.values, "remarks": found.remarks}, indent=1)
     if ranks.first:
+        wanted, part = config.evaluation, shards.split(args.split)
+        details = assess(found.predictions, part, seed=config.training.seed, draws=wanted.bootstrap, units=wanted.units)
+        text = dumps({**result, **found.values, "remarks": found.remarks, "details": details}, indent=1)
         run.out_dir.mkdir(parents=True, exist_ok=True)
         name = f"test-{shards.manifest.name}-{args.split}"
-        write_predictions(run.out_dir / f"{name}.csv", shards.split(args.split), found.predictions)
+        write_predictions(run.out_dir / f"{name}.csv", part, found.predictions)
         write_aside(run.out_dir / f"{name}.json", text.encode())
         print(text)
     engines.leave()
