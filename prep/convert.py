@@ -17,6 +17,7 @@ from prep.private import PrivateFolder
 from prep.records import RawDataset
 from prep.tasks import Outcome, Task, finished, undecodable
 from shards.manifest import MANIFEST_NAME, Manifest
+from shards.storage import SPLITS_FOLDER
 
 OURS = re.compile(r"\.?(train|val|test)-\d{6}\.(tar|idx|cols)(\.partial)?|\.manifest\.json\.partial")
 
@@ -96,7 +97,11 @@ def _check_output(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file: choose another --out")
     finished_set = not out.is_dir() or (out / MANIFEST_NAME).is_file()
-    strangers = [] if finished_set else sorted(p.name for p in out.iterdir() if not OURS.fullmatch(p.name))
+    strangers = (
+        []
+        if finished_set
+        else sorted(p.name for p in out.iterdir() if not OURS.fullmatch(p.name) and p.name != SPLITS_FOLDER)
+    )
     if strangers:
         raise ValueError(f"{out} holds files that are not a shard set's ({strangers[0]} …): choose an empty --out")
 

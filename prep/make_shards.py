@@ -25,6 +25,9 @@ from prep.sources.own_table import TableColumns, table_dataset
 from prep.whole_slides import TileOptions
 from shards.command_line import Parser
 from shards.errors import run_cli
+from shards.folds import FoldOptions, write_folds
+from shards.folds import describe as describe_folds
+from shards.storage import SPLITS_FOLDER
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -60,6 +63,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="of samples, where they are dealt",
     )
     add("--seed", type=int, default=0, help="of the split and of the stored order")
+    add("--folds", type=int, help="K: write split files for K folds, too (OUT/splits, for the trainer's --split-file)")
+    add("--repeats", type=int, default=1, help="so many seeds of folds or, without --folds, of splits from --seed on")
+    add("--keep-test", action="store_true", help="with --folds or --repeats: the test split stays in all of them")
     add("--salt", type=Path, help="a file of 32 bytes, to share group hashes over several sets (default: a new one)")
     add("--shard-samples", type=int, help="samples a shard (default: by the size of the split, at most 4096)")
     add("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes; any number gives the same bytes")
@@ -100,6 +106,13 @@ def own_dataset(args: argparse.Namespace, raw: Path) -> RawDataset:
     return table_dataset(args.name or "csv", columns, channels=args.channels, target_metric=args.target_metric)
 
 
+def fold_options(args: argparse.Namespace) -> FoldOptions | None:
+    """Which split files to write besides, if any; wrong ones are told before anything is done."""
+    if args.folds is None and args.repeats == 1:
+        return None
+    return FoldOptions(args.folds, args.repeats, args.seed, tuple(args.shares), args.keep_test)
+
+
 def main(args: argparse.Namespace) -> None:
     """Convert and say what became of it."""
     name = (args.name if args.dataset in ("csv", "slides") else None) or args.dataset
@@ -123,11 +136,13 @@ def main(args: argparse.Namespace) -> None:
         quiet=args.quiet or args.json,
         split_file=args.split_file,
     )
+    files = fold_options(args)
     if args.dry_run:
         print(dry_run(dataset, raw, out, options))
         return
     start = time.monotonic()
     manifest, made = convert(dataset, raw, out, options, args.salt)
+    proofs = write_folds(out, files) if files is not None else {}
     seconds = time.monotonic() - start
     if args.json:
         splits = {name: {"samples": split.samples, "groups": split.groups} for name, split in manifest.splits.items()}
@@ -138,6 +153,8 @@ def main(args: argparse.Namespace) -> None:
     state = f"made in {seconds:.0f} s" if made else "already done, nothing to do"
     print(f"{manifest.name}{' (phantoms)' if manifest.phantom else ''}: {out} {state}")
     print(describe(manifest))
+    if proofs:
+        print(f"split files in {out / SPLITS_FOLDER} (train --split-file NAME):\n{describe_folds(proofs)}")
 
 
 if __name__ == "__main__":

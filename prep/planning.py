@@ -23,7 +23,8 @@ from shards.identity import group_hash, make_key, salt_digest
 from shards.manifest import BLANK_LABEL, Grouping
 
 MAX_SHARD_SAMPLES = 4096
-SPLIT_MODES = ("auto", "official", "random", "study", "none")
+SPLIT_MODES = ("auto", "official", "random", "study", "study-exact", "none")
+STUDY_CACHE = "val_ids.json"  # the study's own, in a raw folder
 
 
 @dataclass(frozen=True)
@@ -114,16 +115,8 @@ def assign_splits(
         return splits, [f"{absent} images do not stand in the split file"] if absent else [], "a split file by source"
     if options.split == "none" or (options.split == "auto" and dataset.auto_split == "none"):
         return ["train"] * len(records), [], "not split: everything is train"
-    if options.split == "study":
-        if dataset.study_split is None:
-            raise ValueError(f"the published study did not use {dataset.name}: --split study is unknown there")
-        splits = dataset.study_split(root, records)
-        unused = splits.count("")
-        return (
-            splits,
-            [f"{unused} images have no part in the study's split"] if unused else [],
-            "the published study's split, reproduced; it does not look at groups",
-        )
+    if options.split in ("study", "study-exact"):
+        return _study_split(dataset, root, records)
     if options.split == "official" and not any(official):
         raise ValueError(f"{dataset.name} has no official split: use --split random")
     if options.split != "random" and any(official):
@@ -140,10 +133,32 @@ def assign_splits(
     )
 
 
+def _study_split(dataset: RawDataset, root: Path, records: list[Record]) -> tuple[list[str], list[str], str]:
+    if dataset.study_split is None:
+        raise ValueError(f"the published study did not use {dataset.name}: --split study is unknown there")
+    splits = dataset.study_split(root, records)
+    unused = splits.count("")
+    cached = f", from its own {STUDY_CACHE}" if (root / STUDY_CACHE).is_file() and dataset.study_cached else ""
+    how = f"the published study's split, reproduced{cached}; it does not look at groups"
+    return splits, [f"{unused} images have no part in the study's split"] if unused else [], how
+
+
+def _stored_twice(
+    dataset: RawDataset, root: Path, records: list[Record], splits: list[str]
+) -> tuple[list[Record], list[str], list[str]]:
+    """Under `study-exact`: records and splits with the rows that the study had in two splits, and a warning of them."""
+    again = dataset.study_twice(root, records) if dataset.study_twice else []
+    warnings = [f"{len(again)} images stand in two splits each, as in the published study"] if again else []
+    return records + [records[i] for i, _ in again], splits + [split for _, split in again], warnings
+
+
 def make_plan(dataset: RawDataset, root: Path, options: ConvertOptions, salt: bytes) -> Planned:
     """Read the tables, split, shuffle, name. Touches no image but for its size in bytes."""
     records, skipped = read_records(dataset, root)
     splits, warnings, how = assign_splits(dataset, root, records, options)
+    if options.split == "study-exact" and options.split_file is None:
+        records, splits, twice = _stored_twice(dataset, root, records, splits)
+        warnings = warnings + twice
     shared = intersections(splits, [record.group for record in records])
     warnings = [*dataset.notes, *skipped, *warnings]
     warnings += [f"{n} groups ({dataset.group_by}) stand in both splits of {pair}" for pair, n in shared.items() if n]

@@ -39,9 +39,10 @@ class RawDataset:
     """One public dataset: how to read it, and all that the manifest tells of it.
 
     `read(root)` yields records in a fixed order; `study_split(root, records)`, where the published study had its own
-    rule, gives a split a record. `tree` is the expected layout, one path a line, `phantoms` the layout that
-    prep/phantoms.py can draw in its stead, `unpack(root)`, where
-    there is one, unpacks once what cannot be read packed; `auto_split` is what `--split auto` means here.
+    rule, gives a split a record; `study_twice` the records (by number) that it had in a second split, and in which;
+    `study_cached`: a val_ids.json in the raw folder wins. `tree` is the expected layout, one path a line, `phantoms`
+    the layout that prep/phantoms.py can draw in its stead, `unpack(root)`, where there is one, unpacks once what cannot
+    be read packed; `auto_split` is what `--split auto` means here.
     """
 
     name: str
@@ -58,6 +59,8 @@ class RawDataset:
     group_by: str
     read: Callable[[Path], Iterator[Record]]
     study_split: Callable[[Path, list[Record]], list[str]] | None = None
+    study_cached: bool = False
+    study_twice: Callable[[Path, list[Record]], list[tuple[int, str]]] | None = None
     knn_k: int = 200
     notes: tuple[str, ...] = field(default=())
     phantoms: str = ""

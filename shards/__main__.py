@@ -23,6 +23,7 @@ COMMANDS = {
     "view": ("shards.view", "look at augmented samples as the trainer gets them"),
     "sheet": ("shards.sheet", "contact sheet, class balance and split proof as one picture"),
     "reshard": ("shards.reshard", "write a set again with shards of another size"),
+    "split": ("shards.folds", "split files for K folds or repeated splits; no tar is rewritten"),
     "merge": ("shards.merge", "join sets with equal classes into one"),
 }
 

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,9 @@ from shards.identity import sample_id
 from shards.index import ENCODING_NAMES, EXTENSION_ENCODINGS, Columns, idx_text
 from shards.indexing import Entry, entries_of, source_labels
 from shards.manifest import BLANK_LABEL, MANIFEST_NAME, Manifest, ShardInfo
+from shards.overrides import SplitFile
 from shards.shardset import open_columns
+from shards.storage import SPLITS_FOLDER
 from shards.writer import class_counts
 
 SHOWN = 5  # problems of one kind in one shard that are listed before the rest is counted
@@ -72,6 +75,7 @@ def check_set(
                 whole[split].append(columns)
     if all(len(whole[split]) == len(content.shards) for split, content in manifest.splits.items()):
         problems += _check_splits(manifest, whole)
+        problems += _check_split_files(folder, manifest, whole)
     return [*problems, *_check_strays(folder, {info.name for _, info in shards})]
 
 
@@ -212,6 +216,27 @@ def _check_pair(
         yield Problem(
             pair, f"images that are the same to the last byte in both splits: {shared['hashes']}", fatal=False
         )
+
+
+def _check_split_files(folder: Path, manifest: Manifest, columns: dict[str, list[Columns]]) -> Iterator[Problem]:
+    """The set's own split files: readable, of samples that the set has, and no group in two splits."""
+    parts = [part for own in columns.values() for part in own]
+    ids, groups = (np.concatenate([getattr(part, name) for part in parts]) for name in ("sample_ids", "groups"))
+    for path in sorted((folder / SPLITS_FOLDER).glob("*.csv")):
+        where = f"{SPLITS_FOLDER}/{path.name}"
+        try:
+            file = SplitFile.read(path, manifest)
+        except ValueError as error:
+            yield Problem(where, str(error))
+            continue
+        named = len(file.ids) // len(manifest.set_ids)  # a merged set's keys have an id under each part
+        if unknown := named - int(np.isin(file.ids, ids).sum()):
+            yield Problem(where, f"names {unknown} samples that the set does not have")
+        members = {name: np.unique(groups[file.member(ids, name)]) for name in file.names}
+        for first, second in combinations(file.names, 2):
+            if shared := len(np.intersect1d(members[first], members[second])):
+                what = f"{shared} groups ({manifest.grouping.by}) stand in both {first} and {second}"
+                yield Problem(where, what, fatal=False)
 
 
 def _check_strays(folder: Path, known: set[str]) -> Iterator[Problem]:

@@ -9,11 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from shards.cache import NOW, Cache, Refusal, Wants
-from shards.fetching import FetchError, Patience, Place, fetch_index, fetch_tar
+from shards.fetching import FetchError, NotThere, Patience, Place, fetch_index, fetch_tar
 from shards.index import BYTES_A_SAMPLE, HEADER, MAX_STORED_KEY_BYTES, Columns, parse_columns
 from shards.lookahead import HORIZON, Lookahead, check_room
 from shards.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, ShardInfo, write_aside
-from shards.storage import MAX_MAPPED, Ahead, Stream, check_columns
+from shards.overrides import MAX_FILE_BYTES
+from shards.storage import MAX_MAPPED, SPLITS_FOLDER, Ahead, Stream, check_columns
 
 POLL_SECONDS = 0.02
 IDLE_SECONDS = 1.0
@@ -85,6 +86,16 @@ class RemoteFolder:
         return check_columns(
             parse_columns(self._index(info, num_labels), f"{info.stem}.cols", info.bytes), info, num_labels
         )
+
+    def split_file(self, name: str) -> Path | None:
+        """The set's own split file of that name, fetched anew; None where there is none."""
+        try:
+            data = self.place.read(f"{SPLITS_FOLDER}/{name}.csv", MAX_FILE_BYTES)
+        except NotThere:
+            return None
+        path = self.path / f"{name}.csv"
+        write_aside(path, data, shared=True)
+        return path
 
     def prepare(self, infos: Sequence[ShardInfo]) -> None:
         """Fetch the indices of these shards, many at a time."""

@@ -18,7 +18,16 @@ from shards.index import Columns
 from shards.manifest import BLANK_LABEL, LabelView, ShardInfo, SplitInfo, Task
 from shards.overrides import LabelFile, SplitFile
 from shards.plan import Plan
-from shards.storage import Ahead, LocalFolder, Mapped, Storage, Stream, open_storage
+from shards.storage import (
+    SPLIT_FILE_NAME,
+    SPLITS_FOLDER,
+    Ahead,
+    LocalFolder,
+    Mapped,
+    Storage,
+    Stream,
+    open_storage,
+)
 from shards.storage import open_columns as open_columns
 
 if TYPE_CHECKING:
@@ -242,7 +251,9 @@ class ShardSet:
             )
         self.view = self.manifest.views[self.view_name]
         self._label_file = LabelFile.read(labels_file, self.manifest) if labels_file is not None else None
-        self._split_file = SplitFile.read(split_file, self.manifest) if split_file is not None else None
+        self._split_file = None
+        if split_file is not None:
+            self._split_file = SplitFile.read(find_split_file(self.storage, split_file), self.manifest)
 
     @property
     def classes(self) -> list[str]:
@@ -319,6 +330,26 @@ class ShardSet:
         if self.task == "single-label":
             keep &= _lookup_table(self.view)[labels[:, 0].astype(np.int64) - BLANK_LABEL] >= 0
         return None if keep.all() else np.flatnonzero(keep).astype(np.int32)
+
+
+def find_split_file(storage: Storage, given: str | Path) -> Path:
+    """A path as it is; a bare name is that of one of the set's own split files (`python -m shards split`).
+
+    Raises:
+        ValueError: there is neither such a file nor such a name.
+    """
+    path, name = Path(given), str(given)
+    if path.is_file():
+        return path
+    own = storage.split_file(name) if SPLIT_FILE_NAME.fullmatch(name) else None
+    if own is None:
+        has = storage.path / SPLITS_FOLDER
+        names = ", ".join(sorted(each.stem for each in has.glob("*.csv"))[:20]) if has.is_dir() else ""
+        raise ValueError(
+            f"there is no split file {name}, nor one of that name in {storage.where}/{SPLITS_FOLDER}"
+            + (f"; it has {names}" if names else "; `python -m shards split` makes some")
+        )
+    return own
 
 
 def view_is_default(shard_set: ShardSet) -> bool:

@@ -21,6 +21,8 @@ from shards.manifest import Manifest, ShardInfo
 if TYPE_CHECKING:
     from shards.fetching import Patience
 
+SPLITS_FOLDER = "splits"  # in a set: split files that can be called by name
+SPLIT_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
 MAX_MAPPED = 4096  # tars and indices mapped at a time; Linux allows a process 65530 maps
 
 K = TypeVar("K")
@@ -78,6 +80,9 @@ class Storage(Protocol):
 
     def tar(self, info: ShardInfo) -> memoryview:
         """The bytes of a tar, mapped; valid as long as the view is held."""
+
+    def split_file(self, name: str) -> Path | None:
+        """The set's own split file of that name, on this machine; None where it has none."""
 
     def fetch_ahead(self, infos: Sequence[ShardInfo], stream: Stream) -> Ahead:
         """Bring the shards of a split before a loader reads them."""
@@ -144,6 +149,11 @@ class LocalFolder:
         self.check(self._infos[name])
         with (self.path / name).open("rb") as file:
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+    def split_file(self, name: str) -> Path | None:
+        """The csv of that name in the set's folder of splits."""
+        path = self.path / SPLITS_FOLDER / f"{name}.csv"
+        return path if path.is_file() else None
 
     def fetch_ahead(self, infos: Sequence[ShardInfo], stream: Stream) -> Ahead:
         """Nothing to bring."""

@@ -1,5 +1,6 @@
 """The command lines of prep: what they print, and how they end."""
 
+import csv
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,8 @@ import pytest
 
 from prep.make_shards import main, parse_args
 from prep.phantoms import SALT_NAME, draw_phantoms
+from shards.checking import check_set
+from shards.manifest import Manifest
 
 ROOT = Path(__file__).parents[1]
 
@@ -69,3 +72,53 @@ def test_study_split_is_refused_where_the_study_had_none(raw: Path, tmp_path: Pa
     args = parse_args(["--dataset", "IDRiD", "--raw", str(raw), "--out", str(tmp_path / "set"), "--split", "study"])
     with pytest.raises(ValueError, match="the published study did not use IDRiD"):
         main(args)
+
+
+def test_the_studys_shared_rows_stand_twice_only_under_study_exact(tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    draw_phantoms("CheXpert", raw, 60, size=64, quiet=True)
+    header, *rows = (raw / "train.csv").read_text().splitlines()
+    (raw / "train.csv").write_text("\n".join([header, *sorted(rows)]))  # by patient, as the original is
+    base = ["--dataset", "CheXpert", "--raw", str(raw), "--short-side", "32", "--workers", "1", "--quiet"]
+    for mode in ("study", "study-exact"):
+        main(parse_args([*base, "--out", str(tmp_path / mode), "--split", mode]))
+    kept, exact = Manifest.read(tmp_path / "study"), Manifest.read(tmp_path / "study-exact")
+    gained = {name: exact.splits[name].samples - kept.splits[name].samples for name in ("train", "val", "test")}
+    assert gained == {"train": 1, "val": 1, "test": 0}
+    assert "2 images stand in two splits each, as in the published study" in exact.warnings
+    assert any("images stand pixel by pixel in more than one split" in warning for warning in exact.warnings)
+    shared = exact.grouping.intersections
+    assert shared["train-test"] >= 1 and shared["val-test"] >= 1
+    assert f"{shared['val-test']} groups (patient) stand in both splits of val-test" in exact.warnings
+
+
+def test_the_studys_split_tells_how_many_lesions_leak_and_a_cached_one_wins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = tmp_path / "raw"
+    draw_phantoms("ISIC2019", raw, 60, size=64, quiet=True)
+    table = next(raw.glob("*Metadata*.csv"))
+    with table.open() as file:
+        names = [row["image"] for row in csv.DictReader(file)]
+    table.write_text("image,lesion_id\n" + "".join(f"{name},lesion{n // 4}\n" for n, name in enumerate(names)))
+    base = ["--dataset", "ISIC2019", "--raw", str(raw), "--short-side", "32", "--split", "study", "--dry-run"]
+    main(parse_args([*base, "--out", str(tmp_path / "set")]))
+    said = capsys.readouterr().out
+    assert "groups (lesion) stand in both splits of train-" in said
+    (raw / "val_ids.json").write_text("[0, 1, 2, 3]")
+    main(parse_args([*base, "--out", str(tmp_path / "set")]))
+    said = capsys.readouterr().out
+    assert "val         2 images" in said and "test        2 images" in said
+
+
+def test_folds_come_with_the_set(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["--dataset", "IDRiD", "--raw", str(raw), "--out", str(tmp_path / "set"), "--short-side", "32"]
+    with pytest.raises(ValueError, match="--folds 1 is outside 2"):
+        main(parse_args([*base, "--folds", "1", "--keep-test"]))
+    assert not (tmp_path / "set").exists()
+    main(parse_args([*base, "--workers", "1"]))
+    digest = Manifest.read(tmp_path / "set").digest
+    main(parse_args([*base, "--folds", "3", "--keep-test"]))  # the set is there: only the files are made
+    assert "fold-2-of-3-seed-0-test-kept: groups shared: train-val 0" in capsys.readouterr().out
+    assert len(list((tmp_path / "set" / "splits").glob("*.csv"))) == 3
+    assert Manifest.read(tmp_path / "set").digest == digest and check_set(tmp_path / "set") == []

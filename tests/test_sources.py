@@ -10,7 +10,7 @@ from prep.phantoms import draw_phantoms
 from prep.planning import read_records
 from prep.records import Record, whole_number
 from prep.sources import DATASETS, find_dataset
-from prep.sources.chexpert import FINDINGS, no_finding, study_split
+from prep.sources.chexpert import FINDINGS, no_finding, study_split, study_twice
 from prep.sources.ddsm import case_of
 from prep.tables import read_table
 from shards.manifest import LabelView
@@ -203,4 +203,8 @@ def test_chexpert_study_cuts_are_slices_by_label_after_the_sort(tmp_path: Path) 
         ) - test
         assert {row for row, split in enumerate(splits) if split == "train"} == set(label_slice(rows, 75, None)) - test
         assert splits[300] == ""
+        for split, wanted in (("train", label_slice(rows, 75, None)), ("val", label_slice(held, None, len(held) // 2))):
+            exact = {row for row, own in enumerate(splits) if own == split}
+            exact |= {row for row, own in study_twice(tmp_path, records) if own == split}
+            assert exact == set(wanted)
     assert compared

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prep.splits import deal, intersections, one_hot, split_official, split_random, study_shuffle
+from prep.splits import intersections, split_official, split_random, study_shuffle
+from shards.dealing import deal, one_hot
 
 SHARES = (0.7, 0.15, 0.15)
 

@@ -55,7 +55,9 @@ class Data(Section):
     )
     view: str | None = Field(default=None, description="label view of the manifest; none: its default view")
     labels_file: str | None = Field(default=None, description="csv (key, label columns) that replaces the labels")
-    split_file: str | None = Field(default=None, description="csv (key, split) that replaces the splits")
+    split_file: str | None = Field(
+        default=None, description="csv (key, split) that replaces the splits, or the name of one of the set's own folds"
+    )
     image_size: Annotated[int, Field(ge=16, le=4096)] = Field(
         default=224, description="side of the square input, pixels"
     )

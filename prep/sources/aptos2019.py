@@ -49,5 +49,6 @@ APTOS2019 = RawDataset(
     read=read,
     phantoms="APTOS2019",
     study_split=study_split,
+    study_cached=True,
     notes=("no patient ids are published: images of one patient cannot be kept together",),
 )

@@ -75,9 +75,24 @@ def study_split(root: Path, records: list[Record]) -> list[str]:
     """The published study's cuts: train.csv sorted by Path, sliced by row *labels*, ends included.
 
     T = int(.2 N) + 15. Held out is all up to the row labelled T, train starts at that row; val ends at the row labelled
-    half of the held out, test starts there. Those two rows were in two splits each: here they go to test. valid.csv is
-    not used.
+    half of the held out, test starts there. Those two rows were in two splits each: here they go to test, under
+    `--split study-exact` to both (`study_twice`). valid.csv is not used.
     """
+    place, threshold, half = _study_cuts(records)
+    splits = [""] * len(records)
+    for label, position in place.items():
+        splits[label] = "train" if position > place[threshold] else "val" if position < place[half] else "test"
+    return splits
+
+
+def study_twice(root: Path, records: list[Record]) -> list[tuple[int, str]]:
+    """The two rows at the cuts, which the study had in train and test, and in val and test."""
+    _, threshold, half = _study_cuts(records)
+    return [(threshold, "train"), (half, "val")]
+
+
+def _study_cuts(records: list[Record]) -> tuple[dict[int, int], int, int]:
+    """Place after the sort of each row of train.csv, and the rows where train begins and where test begins."""
     own = [i for i, record in enumerate(records) if record.split == "train"]
     order = sorted(own, key=lambda i: records[i].source)
     place = {label: position for position, label in enumerate(order)}
@@ -87,10 +102,7 @@ def study_split(root: Path, records: list[Record]) -> list[str]:
     half = (place[threshold] + 1) // 2
     if half not in place or place[half] > place[threshold]:
         raise ValueError("the study's cut falls outside its held-out part: this is not the original train.csv")
-    splits = [""] * len(records)
-    for label, position in place.items():
-        splits[label] = "train" if position > place[threshold] else "val" if position < place[half] else "test"
-    return splits
+    return place, threshold, half
 
 
 def _views() -> dict[str, LabelView]:
@@ -120,6 +132,7 @@ def _dataset(name: str, view: str) -> RawDataset:
         read=reader(view),
         phantoms="CheXpert",
         study_split=study_split if view == "all" else None,
+        study_twice=study_twice if view == "all" else None,
     )
 
 

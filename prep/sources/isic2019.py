@@ -77,4 +77,5 @@ ISIC2019 = RawDataset(
     read=read,
     phantoms="ISIC2019",
     study_split=study_split,
+    study_cached=True,
 )
