@@ -27,12 +27,14 @@ from train.metrics import UndefinedMetric, evaluate
 from train.rundir import Run, open_run
 
 EMBEDDING = "embedding"
+# --help shows the others; --help-all these, too.
+RARE = {"model", "weights", "taps", "banks", "batch", "precision", "force"}
 RESIZE_SHARE = 256 / 224  # short side before the center crop, where no config says otherwise
 
 
 def parser(description: str, *, split: str = "test") -> argparse.ArgumentParser:
     """A parser with the flags of every analysis."""
-    made = Parser(description=description)
+    made = Parser(description=description, rare=RARE)
     made.add_argument("run", type=Path, help="run directory, .safetensors file or DeepSpeed checkpoint folder")
     made.add_argument("--shards", type=Path, help="shard set; default: the one of the training")
     made.add_argument("--model", help="timm name, for weights that do not say what they are of")
@@ -58,7 +60,7 @@ def parser(description: str, *, split: str = "test") -> argparse.ArgumentParser:
     )
     made.add_argument("--banks", type=Path, help="folder of feature banks to reuse; without a fitting one, an error")
     made.add_argument("--batch", type=_positive, default=64, help="images a forward pass (default 64)")
-    made.add_argument("--workers", type=_positive, default=2, help="decoding threads (default 2)")
+    made.add_argument("--threads", type=_positive, default=2, help="decoding threads (default 2)")
     made.add_argument("--device", help="cpu or cuda; default: cuda where there is one")
     made.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the forward passes")
     made.add_argument("--seed", type=int, default=0, help="of everything that is drawn (default 0)")
@@ -177,7 +179,7 @@ class Session:
             order="sequential",
             tail="partial",
             device=str(self.device),
-            threads=self.args.workers,
+            threads=self.args.threads,
             samples_consumed=consumed,
         )
 

@@ -29,12 +29,19 @@ from shards.folds import FoldOptions, write_folds
 from shards.folds import describe as describe_folds
 from shards.storage import SPLITS_FOLDER
 
+CSV_FLAGS = "with --dataset csv"
+SLIDE_FLAGS = "with --dataset Camelyon-slides or slides"
+
+# --help shows the others; --help-all these, too.
+RARE = {"quality", "chroma", "salt", "shard_samples", "strict", CSV_FLAGS, SLIDE_FLAGS}
+
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = Parser(
         description="Convert a raw dataset into a shard set. Killed at any moment, the same command goes on.",
         epilog="example: python prep/make_shards.py --dataset DDSM --raw data/raw/DDSM --out data/shards/DDSM",
+        rare=RARE,
     )
     add = parser.add_argument
     add("--dataset", required=True, help=f"one of {', '.join(DATASETS)}, or csv: your own folder and table")
@@ -79,7 +86,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="16 keeps DICOM and 16-bit values; needs --format png or raw",
     )
     add("--dry-run", action="store_true", help="count, split and estimate; write nothing")
-    own = parser.add_argument_group("with --dataset csv")
+    own = parser.add_argument_group(CSV_FLAGS)
     own.add_argument("--table", type=Path, help="the csv table (default: RAW/labels.csv)")
     own.add_argument("--name", help="the name of the set, for --dataset slides too (default: csv or slides)")
     own.add_argument("--path-column", default="path", help="image paths relative to --raw")
@@ -88,7 +95,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     own.add_argument("--split-column", help="train, val or test")
     own.add_argument("--channels", type=int, choices=(1, 3), default=3, help="1 stores grey images")
     own.add_argument("--target-metric", help="such as roc_auc, accuracy or quadratic_kappa")
-    cut = parser.add_argument_group("with --dataset Camelyon-slides or slides")
+    cut = parser.add_argument_group(SLIDE_FLAGS)
     cut.add_argument("--tile-size", type=int, default=96, help="pixels of a tile's side")
     cut.add_argument("--microns", type=float, default=0.972, help="micrometres a pixel (0.972: PatchCamelyon's)")
     cut.add_argument("--min-tissue", type=float, default=0.5, help="least share of tissue of a tile, 0..1")

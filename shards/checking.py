@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from shards.command_line import Parser
+from shards.command_line import Parser, called
 from shards.decoding import decode
 from shards.identity import sample_id
 from shards.index import ENCODING_NAMES, EXTENSION_ENCODINGS, Columns, idx_text
@@ -250,7 +250,7 @@ def _check_strays(folder: Path, known: set[str]) -> Iterator[Problem]:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line of `python -m shards check` and of prep/check_shards.py; returns the exit code."""
     parser = Parser(
-        prog="check",
+        prog=called("check"),
         description="Verify a shard set: hashes, indices, images, labels, counts, and that no group is in two splits.",
         epilog="example: python -m shards check data/shards/DDSM --fast",
     )

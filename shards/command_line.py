@@ -17,10 +17,43 @@ CHOICE = re.compile(r"invalid choice: '([^']*)' \(choose from (.*)\)$")
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse without abbreviations; mistakes end in `error: …` on one line with exit code 2."""
+    """argparse without abbreviations; mistakes end in `error: …` on one line with exit code 2.
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**({"allow_abbrev": False, "formatter_class": Help} | options))  # type: ignore[arg-type]
+    `rare` names flags (as attributes) that `--help` leaves out and `--help-all` shows; a group whose title is among
+    them is left out whole.
+    """
+
+    def __init__(self, *, rare: Iterable[str] = (), **options: Any) -> None:
+        given: dict[str, Any] = {"allow_abbrev": False, "formatter_class": Help, "prog": called()}
+        super().__init__(**(given | options))
+        self.rare = frozenset(rare)
+        if self.rare:
+            self.add_argument("--help-all", action=_HelpAll, nargs=0, help="show every flag and exit")
+
+    def format_help(self) -> str:
+        """What `--help` prints: without the rare flags and what is said of groups."""
+        if not self.rare:
+            return self.whole_help()
+        hidden = [action for action in self._actions if action.dest in self.rare]
+        for group in self._action_groups:
+            hidden += group._group_actions if group.title in self.rare else []
+        kept = [(action, action.help) for action in hidden]
+        said = [(group, group.description) for group in self._action_groups]
+        try:
+            for action in hidden:
+                action.help = argparse.SUPPRESS
+            for group, _ in said:
+                group.description = None
+            return self.whole_help()
+        finally:
+            for action, text in kept:
+                action.help = text
+            for group, text in said:
+                group.description = text
+
+    def whole_help(self) -> str:
+        """What `--help-all` prints."""
+        return super().format_help()
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """The flags; also answers the shell when Tab is pressed (`./launch.sh completion`)."""
@@ -44,6 +77,21 @@ class Parser(argparse.ArgumentParser):
             message += nearest(found[1], choices)
         print(f"error: {message[0].lower()}{message[1:]} (--help shows all)", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
+
+
+def called(tool: str = "") -> str:
+    """How the running script is called; `python -m shards TOOL` where that is how it was started."""
+    script = Path(sys.argv[0])
+    if script.suffix != ".py" or script.name == "__main__.py":
+        return f"python -m shards {tool}" if tool else script.name
+    return f"python {script.parent.name}/{script.name}"
+
+
+class _HelpAll(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *rest: Any) -> NoReturn:
+        assert isinstance(parser, Parser)
+        print(parser.whole_help(), end="")
+        parser.exit()
 
 
 def complete(parser: argparse.ArgumentParser) -> None:

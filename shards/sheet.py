@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
 
-from shards.command_line import Parser
+from shards.command_line import Parser, called
 from shards.decoding import decode
 from shards.index import ENCODING_NAMES
 from shards.manifest import Manifest
@@ -187,7 +187,7 @@ def write_sheet(shard_set: ShardSet, out: Path, *, seed: int = 0) -> Path:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line of `python -m shards sheet` and of prep/show_shards.py."""
     parser = Parser(
-        prog="sheet",
+        prog=called("sheet"),
         description="Draw example images by class and split, the class balance, and what the splits share.",
         epilog="example: python -m shards sheet data/shards/DDSM --out DDSM.png",
     )

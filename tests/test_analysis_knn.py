@@ -72,7 +72,7 @@ def arguments(run: Path, *flags: str, script: str = "knn") -> Namespace:
         made.add_argument("--against", type=Path)
     if script == "reinit":
         made.add_argument("--to", default="start")
-    return made.parse_args([str(run), "--batch", "8", "--workers", "1", *flags])
+    return made.parse_args([str(run), "--batch", "8", "--threads", "1", *flags])
 
 
 @pytest.fixture(scope="module")

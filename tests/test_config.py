@@ -86,7 +86,7 @@ def test_files_that_are_no_config(tmp_path: Path, content: str) -> None:
 
 
 def test_every_field_is_a_flag_with_a_description() -> None:
-    help_text = " ".join(parser().format_help().split())
+    help_text = " ".join(parser().whole_help().split())
     for name, (_, field) in fields().items():
         assert f"--{name.replace('_', '-')}" in help_text
         assert field.description

@@ -8,7 +8,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from shards.command_line import Help, complete
+from shards import command_line
 from train import config as configs
 
 DEEPSPEED_FLAGS = ("global_batch", "micro_batch", "precision", "zero_stage", "gradient_clipping")
@@ -20,25 +20,26 @@ ABOUT = """Train a timm model on a shard set.
 MORE = """--help-all shows every flag. --config FILE (JSON or TOML, or the config.json of a run) lies under them. Exit
 codes: 0 done, 2 a mistake that one line names, 75 stopped by a signal with a checkpoint (--resume goes on)."""
 # What --help shows; --help-all shows the rest, too.
+RARE = {"study_exact", "stop_after_steps", "ds_config", "micro_batch", "gradient_clipping"}
 COMMON = {
     "shards", "view", "image_size", "preset", "fraction", "threads", "model", "start", "weights", "optimizer", "lr",
     "schedule", "epochs", "seed", "name", "out",
 }  # fmt: skip
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse whose mistakes are ValueErrors."""
+class Parser(command_line.Parser):
+    """The parser of every script, but its mistakes are ValueErrors."""
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage."""
         raise ValueError(f"{message} (--help-all lists all flags)")
 
 
-def parser(*, whole: bool = True) -> Parser:
-    """All flags: what to do, DeepSpeed's, and one a field of the config; not `whole`: help shows the common ones."""
+def parser() -> Parser:
+    """All flags: what to do, DeepSpeed's, and one a field of the config; `--help` shows the common ones."""
     out = Parser(
-        prog="train/run.py", usage="./launch.sh train [flags]", description=ABOUT, epilog=MORE, formatter_class=Help,
-        add_help=False, allow_abbrev=False,
+        prog="train/run.py", usage="./launch.sh train [flags]", description=ABOUT, epilog=MORE, add_help=False,
+        rare={"help_all", *RARE, *(name for name in configs.fields() if name not in COMMON)},
     )  # fmt: skip
     does = out.add_argument_group("what to do")
     does.add_argument("--config", metavar="FILE", help="JSON or TOML with the sections below; flags win over it")
@@ -63,18 +64,18 @@ def parser(*, whole: bool = True) -> Parser:
     speed.add_argument("--zero-stage", type=int, metavar="0-3", help="zero_optimization.stage; 0: plain data parallel")
     speed.add_argument("--gradient-clipping", type=float, metavar="NORM", help="largest gradient norm; 0: none")
     for section, kind in configs.sections():
-        group = out.add_argument_group(section, (kind.__doc__ or "").splitlines()[0] if whole else None)
+        group = out.add_argument_group(section, (kind.__doc__ or "").splitlines()[0])
         for name, field in kind.model_fields.items():
-            _add_flag(group, name, field, hidden=not whole and name not in COMMON)
+            _add_flag(group, name, field)
     return out
 
 
-def _add_flag(group: Any, name: str, field: FieldInfo, *, hidden: bool = False) -> None:
+def _add_flag(group: Any, name: str, field: FieldInfo) -> None:
     flag = "--" + name.replace("_", "-")
     default = field.get_default(call_default_factory=True)
     shown = ",".join(f"{each:g}" for each in default) if isinstance(default, tuple) else default
     text = (field.description or "") + (f" (default {shown})" if shown not in (None, "") else "")
-    text = argparse.SUPPRESS if hidden else text.replace("%", "%%")
+    text = text.replace("%", "%%")
     if field.annotation is bool:
         group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
         return
@@ -92,10 +93,10 @@ def _metavar(name: str, field: FieldInfo) -> str:
 def parse_args(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     """What to do, and the config's fields that were given. Raises ValueError for unknown flags, with the nearest."""
     arguments = parser()
-    complete(arguments)
+    command_line.complete(arguments)
     if {"--help", "-h", "--help-all"} & set(argv):
         if os.environ.get("RANK", "0") == "0":
-            print(parser(whole="--help-all" in argv).format_help())
+            print(arguments.whole_help() if "--help-all" in argv else arguments.format_help())
         sys.exit(0)
     known, unknown = arguments.parse_known_args(argv)
     if unknown:
