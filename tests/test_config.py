@@ -90,7 +90,7 @@ def test_every_field_is_a_flag_with_a_description() -> None:
     for name, (_, field) in fields().items():
         assert f"--{name.replace('_', '-')}" in help_text
         assert field.description
-    assert Config.model_fields.keys() == {"data", "model", "optimizer", "schedule", "training", "evaluation"}
+    assert Config.model_fields.keys() == {"data", "model", "optimizer", "schedule", "training", "evaluation", "finder"}
 
 
 @pytest.mark.parametrize(

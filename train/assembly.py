@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -56,8 +57,8 @@ def build(
     """
     config = settled(config, shards, device)
     job = Job(config, settings, shards, ranks, device, folder, weights_info(config, shards))
-    _check(job)
-    model, story = _start(job) if not resume else _stored(job)
+    check(job)
+    model, story = start_of(job) if not resume else _stored(job)
     layers = layer_groups(model)
     if config.model.freeze_backbone:
         freeze_backbone(model)
@@ -74,12 +75,7 @@ def build(
     if found is not None and settings.stage >= 1 and found.world != ranks.world:
         whole = read_whole(found.path, found.world, settings.stage)
         load_weights(model, whole)
-    engine = build_engine(model.to(device), optimizer, settings, ranks.world)
-    if config.model.channels_last and settings.stage == 0:
-        # After DeepSpeed has sent the weights around, which wants them contiguous; ZeRO keeps them in flat buffers.
-        engine.module.to(memory_format=torch.channels_last)
-    if config.model.compile:
-        engine.module.compile()  # in place: names of tensors stay
+    engine = equip(job, model, optimizer)
     if not resume:
         record = _record(job, list(layers), story)
         agree(lambda: _make_folder(folder, lambda made: _fill(made, record, init, job.info)))
@@ -100,6 +96,17 @@ def build(
         reporter.say(line)
     _say_beginning(trainer, resume)
     return trainer
+
+
+def equip(job: Job, model: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
+    """The DeepSpeed engine of a model, on the job's device, laid out and compiled as the config says."""
+    engine = build_engine(model.to(job.device), optimizer, job.settings, job.ranks.world)
+    if job.config.model.channels_last and job.settings.stage == 0:
+        # After DeepSpeed has sent the weights around, which wants them contiguous; ZeRO keeps them in flat buffers.
+        engine.module.to(memory_format=torch.channels_last)
+    if job.config.model.compile:
+        engine.module.compile()  # in place: names of tensors stay
+    return engine
 
 
 def _lock(folder: Path, ends: ExitStack) -> None:
@@ -142,7 +149,7 @@ def settled(config: Config, shards: ShardSet, device: torch.device) -> Config:
     return config.model_copy(update={"data": data})
 
 
-def _check(job: Job) -> None:
+def check(job: Job) -> None:
     """What only set, ranks and config together can tell."""
     training, shards, world = job.config.training, job.shards, job.ranks.world
     check_metric(shards.manifest.target_metric, shards.task)
@@ -163,7 +170,7 @@ def _check(job: Job) -> None:
         raise ValueError("--ema and --on-nan skip need whole tensors: take ZeRO stage 0, 1 or 2 (--zero-stage)")
 
 
-def _start(job: Job) -> tuple[nn.Module, list[str]]:
+def start_of(job: Job) -> tuple[nn.Module, list[str]]:
     """The model at its start, and what was loaded and drawn, in words."""
     chosen, info, seed = job.config.model, job.info, job.config.training.seed
     weights = Path(chosen.weights) if chosen.weights is not None else None

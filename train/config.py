@@ -325,6 +325,31 @@ class Evaluation(Section):
     )
 
 
+class Finder(Section):
+    """The search for a learning rate (--lr-finder)."""
+
+    finder_min_pow: float = Field(default=-6.0, description="lowest rate, as a power of ten")
+    finder_max_pow: float = Field(default=-1.0, description="highest rate, likewise")
+    finder_resolution: Annotated[int, Field(ge=1, le=1000)] = Field(default=11, description="grid: how many rates")
+    finder_epochs: Annotated[int, Field(ge=1)] = Field(default=1, description="grid: epochs of each try")
+    finder_random: bool = Field(default=False, description="grid: draw the rates between the powers from the seed")
+    finder_keep_schedule: bool = Field(
+        default=False, description="grid: each try runs through the whole schedule; else its rate is constant"
+    )
+    finder_intermediate: bool = Field(
+        default=False, description="grid: validate within a try, too, every val_every epochs, and keep the scores"
+    )
+    finder_steps: Annotated[int, Field(ge=10)] = Field(default=100, description="range: steps of the ramp")
+
+    @model_validator(mode="after")
+    def _rises(self) -> Self:
+        if self.finder_min_pow >= self.finder_max_pow and self.finder_resolution > 1:
+            raise ValueError(
+                f"finder_min_pow {self.finder_min_pow:g} is not below finder_max_pow {self.finder_max_pow:g}: swap them"
+            )
+        return self
+
+
 class Config(Section):
     """All of it. Build with `load`."""
 
@@ -334,6 +359,7 @@ class Config(Section):
     schedule: Schedule = Schedule()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
+    finder: Finder = Finder()
 
 
 # What may differ when a run goes on: none of it reaches a weight.

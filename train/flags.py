@@ -51,6 +51,13 @@ def parser() -> Parser:
     does.add_argument("--resume", metavar="RUN", help="go on with a run directory from its newest whole checkpoint")
     does.add_argument("--stop-after-steps", type=int, metavar="K", help="stop, with a checkpoint, after K steps in all")
     does.add_argument("--test", metavar="RUN", help="score a run or a weights file on a test split, and stop")
+    does.add_argument(
+        "--lr-finder",
+        nargs="?",
+        const="grid",
+        metavar="grid|range",
+        help="look for a learning rate, and stop",
+    )
     does.add_argument("--split", default="test", help="with --test: the split (default test)")
     does.add_argument("--debug", action="store_true", help="tracebacks instead of one line")
     does.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # the launcher's
@@ -106,6 +113,10 @@ def parse_args(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]
         ]
         raise ValueError(f"unknown flag {flag}: {configs.nearest(flag, flags) if flag[:2] == '--' else 'see --help'}")
     given = {name: getattr(known, name) for name in configs.fields() if hasattr(known, name)}
+    if known.lr_finder not in (None, "grid", "range"):
+        raise ValueError(f"--lr-finder: got {known.lr_finder!r}; give grid or range")
+    if known.lr_finder is not None and (known.resume or known.test):
+        raise ValueError("--lr-finder starts afresh: drop --resume and --test, or give --config RUN/config.json")
     if known.stop_after_steps is not None and known.stop_after_steps < 1:
         raise ValueError(f"--stop-after-steps: got {known.stop_after_steps}; give 1 or more")
     return known, given

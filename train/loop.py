@@ -40,6 +40,10 @@ class Preempted(Exception):
     """A signal asked the run to stop; a checkpoint lies ready."""
 
 
+class Diverged(ValueError):
+    """The loss is not finite, on every rank alike; no weight has moved since."""
+
+
 @dataclass
 class Progress:
     """How far a run is: all that a checkpoint keeps besides the tensors."""
@@ -153,7 +157,7 @@ class Trainer:
             ids = [each for part in gathered for each in part]
             line = f"the loss of step {self.progress.step + 1} is not finite; sample ids {', '.join(ids[:16])}"
             if self.job.config.training.on_nan == "stop" or self.engine.zero_optimization_stage() == 3:
-                raise ValueError(f"{line}: lower --lr, or --on-nan skip; --resume goes on from the last checkpoint")
+                raise Diverged(f"{line}: lower --lr, or --on-nan skip; --resume goes on from the last checkpoint")
             self.reporter.say(f"warning: {line}; their micro-batches count as zero")
         return sums[0].item()
 

@@ -166,6 +166,9 @@ def main(argv: Sequence[str]) -> int:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     check_world(settings.train_batch_size, world)
     settings.micro_batch(world)
+    if args.lr_finder is not None:
+        named = Path(config.training.out) / f"{run_name(config, shards)}-lr-{args.lr_finder}"
+        return _find_rate(args.lr_finder, config, settings, shards, named)
     folder = Path(args.resume) if args.resume is not None else Path(config.training.out) / run_name(config, shards)
     if args.resume is None and first and folder.exists():
         raise ValueError(f"{folder} exists: --resume {folder} goes on with it, --name NAME starts another")
@@ -198,6 +201,30 @@ def _train(
                 step = trainer.progress.step
                 trainer.reporter.say(f"stopped by a signal at step {step}; go on with --resume {folder}")
                 return EXIT_PREEMPTED
+
+
+def _find_rate(kind: str, config: Config, settings: DeepSpeedSettings, shards: ShardSet, folder: Path) -> int:
+    import torch
+
+    from train import engine as engines
+    from train.failures import explained
+    from train.loop import Preempted
+    from train.lr_finder import find_rate
+
+    ranks = engines.ranks_from_environment()
+    device = engines.device_of(ranks)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    if ranks.first and folder.exists():
+        raise ValueError(f"{folder} exists: remove it, or give another --name")
+    with ExitStack() as ends:
+        ends.callback(engines.leave)
+        with explained(folder):
+            try:
+                find_rate(config, settings, shards, folder, ranks, device, kind, ends)  # type: ignore[arg-type]
+            except Preempted:
+                print(f"stopped by a signal; {folder}/lr_finder.json holds the tries that had ended", file=sys.stderr)
+                return EXIT_PREEMPTED
+    return 0
 
 
 def _run(trainer: "Trainer", stop_after: int | None) -> int:

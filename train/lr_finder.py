@@ -1,0 +1,338 @@
+"""Finding a learning rate: the published study's grid of short trainings, or one ramp through all rates.
+
+    ./launch.sh train --shards data/shards/DDSM --model resnet50.tv_in1k --lr-finder           # grid
+    ./launch.sh train --shards data/shards/DDSM --model resnet50.tv_in1k --lr-finder range
+
+Grid: `finder_resolution` rates between 10^min_pow and 10^max_pow, each trained for `finder_epochs` from the same start,
+scored on validation; best by loss and by the target metric. Range: the rate grows by a constant factor every step and
+the loss is watched (Smith 2017, "Cyclical Learning Rates for Training Neural Networks", section 3.3). Rates are those
+of `--lr`: they move all parameter groups, each by its own scale.
+
+Each try has a model, an optimizer, an engine and random numbers of its own, so nothing of one is left in the next.
+Writes NAME-lr-grid/ (or -range): lr_finder.json, .png, .svg, log.txt, metrics.jsonl.
+"""
+
+import gc
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from shards.manifest import write_aside
+from shards.shardset import ShardSet
+from train.assembly import check, equip, freeze_backbone, settled, start_of, versions, weights_info
+from train.config import Config, Schedule
+from train.ds_settings import DeepSpeedSettings
+from train.engine import Ranks, agree, join, plain_copy
+from train.job import Job
+from train.layers import layer_groups
+from train.loop import Diverged, Progress, Trainer
+from train.lr_figure import grid_figure, range_figure, save_figure
+from train.models import create
+from train.optimisation import Rates, make_optimizer
+from train.pulse import Pulse
+from train.reporting import Reporter, dumps
+
+Kind = Literal["grid", "range"]
+KINDS = ("grid", "range")
+SMOOTHING = 0.9  # of the loss in a range test
+BLOWN_UP = 4.0  # times its lowest value, where a range test ends
+
+
+class Trial(Trainer):
+    """A training that writes neither checkpoints nor weights."""
+
+    validates = True
+
+    def save(self, *, must: bool = False) -> None:
+        """Keep nothing."""
+
+    def _save_weights(self, name: str, state: dict[str, Tensor]) -> None:
+        del name, state
+
+    def _validate_if_due(self) -> None:
+        if self.validates:
+            super()._validate_if_due()
+
+
+@dataclass
+class Notebook:
+    """Takes a reporter's place in a try: keeps the records, and passes steps on to the bar of the whole search."""
+
+    bar: Reporter
+    records: list[dict[str, Any]] = field(default_factory=list)
+
+    def say(self, line: str) -> None:
+        """Warnings alone: of each try the search tells itself."""
+        if line.startswith("warning"):
+            self.bar.say(line)
+
+    def step(self, wait_seconds: float) -> None:
+        """Count a step."""
+        self.bar.step(wait_seconds)
+
+    def train(self, step: int, record: Mapping[str, Any], *, last_step: int) -> None:
+        """Keep the record of a step."""
+        del last_step
+        self.record("train", step, record)
+
+    def record(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """Keep a record."""
+        self.records.append({"kind": kind, "step": step, **values})
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        """The records of a kind."""
+        return [each for each in self.records if each["kind"] == kind]
+
+
+class RangeNotebook(Notebook):
+    """Ends the try where the smoothed loss has blown up."""
+
+    smooth, lowest = 0.0, math.inf
+
+    def record(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """Keep a record with the smoothed loss, free of the bias of its first steps. Raises Diverged."""
+        self.smooth = SMOOTHING * self.smooth + (1 - SMOOTHING) * values["loss"]
+        smooth = self.smooth / (1 - SMOOTHING**step)
+        super().record(kind, step, {**values, "smooth_loss": smooth})
+        self.lowest = min(self.lowest, smooth)
+        if step > 10 and smooth > BLOWN_UP * self.lowest:
+            raise Diverged(f"the loss has blown up at step {step}")
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """Rates of a range test: from `low` to `high` by a constant factor a step."""
+
+    low: float
+    high: float
+    total_steps: int
+    epoch_steps: float
+
+    def at(self, step: int, history: Sequence[float] = ()) -> float:
+        """Rate of a step."""
+        del history
+        return float(self.low * (self.high / self.low) ** (step / max(self.total_steps - 1, 1)))
+
+
+def rates_of(config: Config) -> list[float]:
+    """The rates of a grid, rising: even in their logarithm, or drawn so from the seed."""
+    finder = config.finder
+    low, high, number = finder.finder_min_pow, finder.finder_max_pow, finder.finder_resolution
+    if finder.finder_random:
+        random = np.random.Generator(np.random.Philox(key=config.training.seed))
+        return sorted((10 ** random.uniform(low, high, number)).tolist())
+    return [float(each) for each in 10 ** np.linspace(low, high, number)]
+
+
+class Search:
+    """The start that all tries share, and one try at a time. All ranks build it and call it alike."""
+
+    def __init__(self, job: Job, folder: Path, kind: Kind, ends: ExitStack) -> None:
+        self.job, self.folder, self.kind = job, folder, kind
+        check(job)
+        model, self.story = start_of(job)
+        self.layers = layer_groups(model)
+        self.start = {name: plain_copy(tensor) for name, tensor in model.state_dict().items()}
+        self._optimizer(self._model(), 1.0)  # refuses what does not fit before anything is written
+        join(job.ranks, job.device)
+        agree(lambda: _make(folder))
+        finder = job.config.finder
+        plan = job.plan
+        self.epoch_steps = plan.samples_per_epoch / job.batch
+        self.steps = plan.steps(finder.finder_epochs) if kind == "grid" else finder.finder_steps
+        tries = finder.finder_resolution if kind == "grid" else 1
+        self.pulse = ends.enter_context(Pulse(job.ranks, folder, minutes=job.config.training.hang_minutes))
+        self.reporter = Reporter(
+            folder if job.ranks.first else None,
+            tensorboard=job.config.training.tensorboard,
+            total_steps=tries * self.steps,
+            per_step=job.batch,
+        )
+        ends.callback(self.reporter.close)
+
+    def _model(self) -> nn.Module:
+        info, drop_path = self.job.info, self.job.config.model.drop_path
+        model = create(info.model, info.num_classes, info.in_chans, img_size=info.img_size, drop_path=drop_path)
+        model.load_state_dict(self.start, strict=True)
+        if self.job.config.model.freeze_backbone:
+            freeze_backbone(model)
+        return model
+
+    def _optimizer(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:
+        job = self.job
+        return make_optimizer(
+            job.config.optimizer, model, lr=lr, stage=job.settings.stage, layers=self.layers, batch=job.batch
+        )
+
+    def _scaled(self, lr: float) -> float:
+        return lr * (self.job.batch / 256 if self.job.config.optimizer.autoscale_lr else 1)
+
+    def run(self, rates: Rates | Ramp, lr: float, notebook: Notebook, *, validates: bool) -> bool:
+        """Train from the start along `rates`; the records are in the notebook. Whether it ended in finite losses."""
+        model = self._model()
+        engine = equip(self.job, model, self._optimizer(model, lr))
+        trial = Trial(self.job, engine, rates, Progress(), notebook, self.pulse)  # type: ignore[arg-type]
+        trial.validates = validates
+        try:
+            trial.fit()
+            return True
+        except Diverged:
+            return False
+        finally:
+            engine.destroy()
+            del trial, engine, model
+            gc.collect()
+            if self.job.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def try_rate(self, lr: float) -> dict[str, Any]:
+        """Train at one rate of a grid: `lr`, `train_loss` (mean of the last tenth), `val_loss`, the metrics."""
+        config, notebook = self.job.config, Notebook(self.reporter)
+        schedule = (
+            config.schedule if config.finder.finder_keep_schedule else Schedule(schedule="constant", warmup_steps=0)
+        )
+        rates = Rates(schedule, self._scaled(lr), self.steps, self.epoch_steps)
+        whole = self.run(rates, lr, notebook, validates=True)
+        losses, found = [each["loss"] for each in notebook.of("train")], notebook.of("val")
+        last = found[-1] if whole and found else {}
+        told: dict[str, Any] = {"lr": lr, "diverged": not whole}
+        told["train_loss"] = float(np.mean(losses[-max(len(losses) // 10, 1) :])) if whole and losses else math.nan
+        told["val_loss"] = last.get("loss", math.nan)
+        told["metrics"] = {name: value for name, value in last.items() if name not in NO_METRIC}
+        if config.finder.finder_intermediate:
+            told["validations"] = [{k: v for k, v in each.items() if k != "kind"} for each in found]
+        return told
+
+
+NO_METRIC = ("kind", "step", "epoch", "consumed", "loss", "samples")
+
+
+def find_rate(
+    config: Config,
+    settings: DeepSpeedSettings,
+    shards: ShardSet,
+    folder: Path,
+    ranks: Ranks,
+    device: torch.device,
+    kind: Kind,
+    ends: ExitStack,
+) -> dict[str, Any]:
+    """Search, write and tell; the content of lr_finder.json. All ranks call it; `ends` gets what is closed after it.
+
+    Raises ValueError for what does not fit, with nothing written, and where no rate gave a finite loss.
+    """
+    every = config.training.val_every if config.finder.finder_intermediate else config.finder.finder_epochs
+    training = config.training.model_copy(update={"log_every": 1, "val_every": every})
+    config = settled(config, shards, device).model_copy(update={"training": training})
+    job = Job(config, settings, shards, ranks, device, folder, weights_info(config, shards))
+    search = Search(job, folder, kind, ends)
+    for line in search.story:
+        search.reporter.say(line)
+    found = _grid(search) if kind == "grid" else _range(search)
+    for line in found["told"]:
+        search.reporter.say(line)
+    search.reporter.say(f"done: {folder}")
+    return found
+
+
+def _grid(search: Search) -> dict[str, Any]:
+    target, tries = search.job.shards.manifest.target_metric, []
+    values = rates_of(search.job.config)
+    for number, lr in enumerate(values, 1):
+        tries.append(search.try_rate(lr))
+        told = {name: value for name, value in tries[-1].items() if not isinstance(value, list | dict)}
+        search.reporter.record("try", number, {**told, **tries[-1]["metrics"]})
+        search.reporter.say(f"{number}/{len(values)} {_row(tries[-1], target)}")
+        content = {"kind": "grid", "target_metric": target, "tries": tries, **best_of(tries, target)}
+        agree(partial(_write, search, content))
+    table = ["learning rate  train loss  validation loss  " + target, *(_row(each, target) for each in tries)]
+    best = [content[name] for name in ("best_by_loss", "best_by_metric")]
+    if best == [None, None]:
+        raise ValueError(f"no rate of the grid gave a finite loss: lower --finder-max-pow; see {search.folder}")
+    for what, each in zip(("loss", target), best, strict=True):
+        table.append(f"best by {what}: " + (f"--lr {each:.3g}" if each is not None else "undefined"))
+    agree(lambda: save_figure(grid_figure(content), search.folder / "lr_finder") if tries else None)
+    return {**content, "told": table}
+
+
+def best_of(tries: Sequence[Mapping[str, Any]], target: str) -> dict[str, float | None]:
+    """The rate of the lowest validation loss (training loss without a validation), and of the highest target metric."""
+    by = "val_loss" if any(math.isfinite(each["val_loss"]) for each in tries) else "train_loss"
+    losses = [each for each in tries if math.isfinite(each[by])]
+    scored = [each for each in tries if math.isfinite(each["metrics"].get(target, math.nan))]
+    return {
+        "best_by_loss": min(losses, key=lambda each: each[by])["lr"] if losses else None,
+        "best_by_metric": max(scored, key=lambda each: each["metrics"][target])["lr"] if scored else None,
+    }
+
+
+def _row(one: Mapping[str, Any], target: str) -> str:
+    if one["diverged"]:
+        return f"{one['lr']:13.3e}  diverged"
+    return (
+        f"{one['lr']:13.3e}  {one['train_loss']:10.4f}  {one['val_loss']:15.4f}  "
+        f"{one['metrics'].get(target, math.nan):.4f}"
+    )
+
+
+def _range(search: Search) -> dict[str, Any]:
+    finder = search.job.config.finder
+    low, high = 10**finder.finder_min_pow, 10**finder.finder_max_pow
+    ramp = Ramp(search._scaled(low), search._scaled(high), search.steps, search.epoch_steps)
+    notebook, scale = RangeNotebook(search.reporter), search._scaled(1.0)
+    whole = search.run(ramp, low, notebook, validates=False)
+    steps = [
+        {"lr": each["lr"] / scale, "loss": each["loss"], "smooth_loss": each["smooth_loss"]}
+        for each in notebook.of("train")
+    ]
+    for number, each in enumerate(steps, 1):
+        search.reporter.record("try", number, each)
+    content = {"kind": "range", "diverged": not whole, "steps": steps, **suggestions(steps)}
+    agree(lambda: _write(search, content))
+    agree(lambda: save_figure(range_figure(content), search.folder / "lr_finder"))
+    told = [f"{len(steps)} of {search.steps} steps, {low:.1e} to {steps[-1]['lr']:.1e}" if steps else "no step"]
+    told += [f"loss falls fastest: --lr {content['steepest']:.3g}"] if content["steepest"] is not None else []
+    told += [f"a tenth of where it is lowest: --lr {content['tenth']:.3g}"] if content["tenth"] is not None else []
+    return {**content, "told": told}
+
+
+def suggestions(steps: Sequence[Mapping[str, float]]) -> dict[str, float | None]:
+    """`steepest`: where the smoothed loss falls fastest by the logarithm of the rate, before its lowest point;
+    `tenth`: a tenth of the rate of that point. None where the loss never falls.
+    """  # fmt: skip
+    smooth = np.array([each["smooth_loss"] for each in steps])
+    if len(smooth) < 3:
+        return {"steepest": None, "tenth": None}
+    rates = np.array([each["lr"] for each in steps])
+    bottom = int(smooth.argmin())
+    slope = np.gradient(smooth, np.log(rates))[: max(bottom, 1)]
+    falls = bottom > 0 and slope.min() < 0
+    return {
+        "steepest": float(rates[int(slope.argmin())]) if falls else None,
+        "tenth": float(rates[bottom] / 10) if falls else None,
+    }
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        raise ValueError(f"{folder} exists: remove it, or give another --name") from None
+
+
+def _write(search: Search, content: Mapping[str, Any]) -> None:
+    job = search.job
+    record = {
+        **content, "config": job.config.model_dump(mode="json"), "deepspeed": job.settings.portable(),
+        "set": job.shards.manifest.name, "manifest_digest": job.shards.manifest.digest, "world": job.ranks.world,
+        "start": search.story, "versions": versions(),
+    }  # fmt: skip
+    write_aside(search.folder / "lr_finder.json", dumps(record, indent=1).encode())
