@@ -55,15 +55,16 @@ def exchanged_metrics(
     seen, total = 0, session.num_images(split)
     multi_label = session.shards.task == "multi-label"
     with tqdm(total=total, desc=f"{session.run.name} exchanged", unit="img", disable=None) as bar:
-        for images, truth, ids, valid in session.loader(split):
-            keep = valid.cpu().numpy() & (np.arange(len(ids)) < total - seen)
+        for batch in session.loader(split):
+            size = len(batch.labels)
+            keep = batch.valid.cpu().numpy() & (np.arange(size) < total - seen)
             with session.autocast():
-                for group, logits in replay.run(images.to(session.device), exchanges):
+                for group, logits in replay.run(batch.images.to(session.device), exchanges):
                     scores = logits.double().sigmoid() if multi_label else logits.double().softmax(1)
                     outputs.setdefault(group, []).append(scores.cpu().numpy()[keep])
-            labels.append(truth.cpu().numpy()[keep])
-            bar.update(min(len(ids), total - seen))
-            seen += len(ids)
+            labels.append(batch.labels.cpu().numpy()[keep])
+            bar.update(min(size, total - seen))
+            seen += size
             if seen >= total:
                 break
     known = np.concatenate(labels)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from shards.command_line import Parser
-from shards.host_executor import HostExecutor
+from shards.host_executor import decode_fast
 from shards.index import ENCODING_NAMES
 from shards.loader import Loader
 from shards.plan import Plan, PlanConfig
@@ -138,21 +138,17 @@ def read_rate(split: Split, batch: int, seconds: float) -> float:
 def decode_rate(split: Split, transform: Transform, batch: int, threads: int, seconds: float) -> float:
     """The host's decoder alone on `threads` threads; its images are read beforehand and thrown away."""
     batches = list(itertools.islice(positions_of(split, batch), max(1, min(512, split.num_samples) // batch)))
-    executor = HostExecutor(transform, bits=split.manifest.bits, threads=1)
     encoded = {p: (split.key(p), split.read(p), _form(split, p)) for p in itertools.chain(*batches)}
 
     def one(position: int) -> None:
         key, image, form = encoded[position]
         try:
-            executor._decode(image, *form)
+            decode_fast(image, form[0], transform.channels, *form[1:], bits=split.manifest.bits)
         except ValueError as error:
             raise ValueError(f"sample {key} of {split.name}: {error}; run python -m shards check") from None
 
-    try:
-        with ThreadPoolExecutor(threads) as pool:
-            return rate(lambda positions: list(pool.map(one, positions)), itertools.cycle(batches), seconds)
-    finally:
-        executor.close()
+    with ThreadPoolExecutor(threads) as pool:
+        return rate(lambda positions: list(pool.map(one, positions)), itertools.cycle(batches), seconds)
 
 
 def _form(split: Split, position: int) -> tuple[str, int, int]:

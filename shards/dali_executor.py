@@ -14,32 +14,34 @@ from nvidia.dali import fn, pipeline_def, types
 
 from shards import dali_graph
 from shards.draws import DrawKeys
-from shards.host_executor import Executed, Failure, refuse_bits
-from shards.operators import LARGEST_SIDE, Normalize, RandomResizedCrop
-from shards.transforms import Drawn, Transform
+from shards.host_executor import Failure, refuse_bits
+from shards.layout import Layout
+from shards.operators import LARGEST_SIDE, Normalize, Operator, RandomResizedCrop
+from shards.views import AnyDrawn, AnyTransform, Views
 
 HW_DECODER_LOAD = 0.65  # of the JPEGs on GPUs with a hardware decoder; fixed, since it decides pixels
 
 
 class DaliExecutor:
-    """Encoded images and their parameters -> float32[b, C, H, W] on the device.
+    """Encoded images and their parameters -> float32 or float16 [b, C, H, W] on the device; a tuple of several views.
 
     device_id: the GPU, None for the CPU. raw: the images are uint8 or uint16 rows, not encoded.
     """
 
     def __init__(
         self,
-        transform: Transform,
+        transform: AnyTransform,
         *,
         bits: int = 8,
         threads: int = 2,
         batch: int,
         device_id: int | None = None,
         raw: bool = False,
+        layout: Layout = Layout(),  # noqa: B008
     ):
-        refuse_bits(transform, bits)
+        refuse_bits(transform.operators, bits)
         self._expected = expected_feeds(transform)
-        self.transform, self.bits, self.raw, self.device_id = transform, bits, raw, device_id
+        self.transform, self.bits, self.raw, self.device_id, self.layout = transform, bits, raw, device_id, layout
         self._options: dict[str, Any] = {
             "batch_size": batch,
             "num_threads": threads,
@@ -50,7 +52,7 @@ class DaliExecutor:
         self._pipeline = self._build()
 
     def _build(self, **options: Any) -> Any:
-        made = graph(self.transform, self.bits, self.raw, "cpu" if self.device_id is None else "gpu")(
+        made = graph(self.transform, self.bits, self.raw, "cpu" if self.device_id is None else "gpu", self.layout)(
             **self._options | options
         )
         made.build()
@@ -61,43 +63,46 @@ class DaliExecutor:
         images: Sequence[bytes | memoryview],
         encodings: Sequence[str],
         sizes: np.ndarray,
-        parameters: Drawn,
-    ) -> tuple[torch.Tensor, list[Failure]]:
+        parameters: AnyDrawn,
+    ) -> tuple[Any, list[Failure]]:
         """Decode and transform b images, stored at sizes int64[b, 2] (height, width).
 
-        Returns float32[b, C, H, W] on the device, a tensor of the caller's own, and the samples that failed, which stay
-        zero.
+        Returns [b, C, H, W] on the device, a tensor of the caller's own (of several views a tuple), and the samples
+        that failed, which stay zero.
         """
         feeds = self._feeds(images, sizes, parameters)
         try:
-            return self._apply(self._pipeline, feeds), []
+            made, failures = self._apply(self._pipeline, feeds), list[Failure]()
         except RuntimeError:  # what DALI raises for any broken image; the pipeline is dead now
             self._pipeline = self._build()
-            return self._one_by_one(feeds, len(images))
+            made, failures = self._one_by_one(feeds, len(images))
+        return (made if isinstance(self.transform, Views) else made[0]), failures
 
     def start(
         self,
         images: Sequence[bytes | memoryview],
         encodings: Sequence[str],
         sizes: np.ndarray,
-        parameters: Drawn,
-    ) -> Callable[[], Executed]:
+        parameters: AnyDrawn,
+    ) -> Callable[[], tuple[Any, list[Failure]]]:
         """As the host executor's; DALI does all of it when the call comes."""
         return lambda: self.run(images, encodings, sizes, parameters)
 
-    def _one_by_one(self, feeds: dict[str, Any], count: int) -> tuple[torch.Tensor, list[Failure]]:
-        device = "cpu" if self.device_id is None else f"cuda:{self.device_id}"
-        out = torch.zeros((count, self.transform.channels, *self.transform.size), device=device)
+    def _one_by_one(self, feeds: dict[str, Any], count: int) -> tuple[tuple[torch.Tensor, ...], list[Failure]]:
+        device = torch.device("cpu" if self.device_id is None else f"cuda:{self.device_id}")
+        out = tuple(self.layout.zeros(count, self.transform.channels, size, device) for size in self.transform.sizes)
         failures, pipeline = [], self._build(batch_size=1)
         for i in range(count):
             try:
-                out[i] = self._apply(pipeline, {name: feed[i : i + 1] for name, feed in feeds.items()})[0]
+                made = self._apply(pipeline, {name: feed[i : i + 1] for name, feed in feeds.items()})
+                for all_of_view, one in zip(out, made, strict=True):
+                    all_of_view[i] = one[0]
             except RuntimeError as error:
                 failures.append((i, _reason(error)))
                 pipeline = self._build(batch_size=1)
         return out, failures
 
-    def _feeds(self, images: Sequence[bytes | memoryview], sizes: np.ndarray, parameters: Drawn) -> dict[str, Any]:
+    def _feeds(self, images: Sequence[bytes | memoryview], sizes: np.ndarray, parameters: AnyDrawn) -> dict[str, Any]:
         if self.raw:
             kind = np.uint8 if self.bits == 8 else np.dtype("<u2")
             encoded = [
@@ -110,22 +115,30 @@ class DaliExecutor:
         columns = feed_columns(parameters)
         return {"encoded": encoded} | {name: columns[name].astype(feed.numpy, order="C") for name, feed in wanted}
 
-    @staticmethod
-    def _apply(pipeline: Any, feeds: dict[str, Any]) -> torch.Tensor:
+    def _apply(self, pipeline: Any, feeds: dict[str, Any]) -> tuple[torch.Tensor, ...]:
         for name, feed in feeds.items():
             pipeline.feed_input(name, feed)
-        (pixels,) = pipeline.run()
-        return torch.from_dlpack(pixels.as_tensor())
+        return tuple(self.layout.planes(torch.from_dlpack(pixels.as_tensor())) for pixels in pipeline.run())
 
     def close(self) -> None:
         """Let go of the pipeline."""
         self._pipeline = None
 
 
-def graph(transform: Transform, bits: int, raw: bool, device: str) -> Any:
-    """The pipeline definition, from external sources to normalised planes; call it with a pipeline's options."""
+def graph(
+    transform: AnyTransform,
+    bits: int,
+    raw: bool,
+    device: str,
+    layout: Layout = Layout(),  # noqa: B008
+) -> Any:
+    """The pipeline definition, from external sources to normalised pixels; call it with a pipeline's options."""
     kind = types.DALIDataType.UINT8 if bits == 8 else types.DALIDataType.UINT16
-    expected, steps = expected_feeds(transform), tuple(zip(transform.names, transform.operators, strict=True))
+    expected, (before, views) = expected_feeds(transform), _chains(transform)
+    common = {"channels": transform.channels, "largest": 255.0 if bits == 8 else 65535.0, "kind": kind}
+    first = (before or views[0])[0]
+    # A plain transform that begins with a crop has the decoder decode that alone; views share one whole image.
+    crops_first = isinstance(first[1], RandomResizedCrop) and not isinstance(transform, Views)
 
     @pipeline_def(enable_conditionals=True)
     def definition() -> Any:
@@ -135,24 +148,42 @@ def graph(transform: Transform, bits: int, raw: bool, device: str) -> Any:
         feeds = {
             name: fn.external_source(name=name, ndim=feed.ndim, dtype=feed.kind) for name, feed in expected.items()
         }
-        region = None
-        if isinstance(steps[0][1], RandomResizedCrop):
-            region = feeds[steps[0][0] + ".window"]
+        region = feeds[first[0] + ".window"] if crops_first else None
         image = _stored(encoded, region, transform.channels, kind, raw, device)
-        for name, operator in steps:
-            own: dict[str, Any] = {
-                key.removeprefix(name + "."): node for key, node in feeds.items() if key.startswith(name + ".")
-            }
-            own["channels"] = transform.channels
-            if isinstance(operator, Normalize):
-                image = _normalize(operator, image, 255.0 if bits == 8 else 65535.0)
-            elif region is not None and name == steps[0][0]:
-                image = dali_graph.resize(operator, image, own)
-            else:
-                image = dali_graph.BUILD[type(operator)](operator, image, own)
-        return image
+
+        def applied(steps: Steps, image: Any) -> Any:
+            for name, operator in steps:
+                prefix = name + "."
+                own: dict[str, Any] = {
+                    key.removeprefix(prefix): node for key, node in feeds.items() if key.startswith(prefix)
+                }
+                own |= common
+                if isinstance(operator, Normalize):
+                    image = _normalize(operator, image, own["largest"], layout)
+                elif region is not None and name == first[0]:
+                    image = dali_graph.resize(operator, image, own)
+                else:
+                    image = dali_graph.BUILD[type(operator)](operator, image, own)
+            return image
+
+        image = applied(before, image)
+        return tuple(applied(steps, image) for steps in views)
 
     return definition
+
+
+Steps = list[tuple[str, Operator]]
+
+
+def _chains(transform: AnyTransform) -> tuple[Steps, list[Steps]]:
+    """What is done once, and what for each view, named as the feeds are."""
+    if not isinstance(transform, Views):
+        return [], [list(zip(transform.names, transform.operators, strict=True))]
+    each = [
+        [(f"{v}/{name}", op) for name, op in zip(view.names, view.operators, strict=True)]
+        for v, view in enumerate(transform.transforms)
+    ]
+    return transform.before, each
 
 
 def _stored(encoded: Any, region: Any, channels: int, kind: Any, raw: bool, device: str) -> Any:
@@ -173,11 +204,11 @@ def _stored(encoded: Any, region: Any, channels: int, kind: Any, raw: bool, devi
     return fn.decoders.image_slice(encoded, region[0:2], region[2:4], axes=(0, 1), **options)
 
 
-def _normalize(operator: Normalize, image: Any, largest: float) -> Any:
+def _normalize(operator: Normalize, image: Any, largest: float, layout: Layout) -> Any:
     return fn.crop_mirror_normalize(
         image,
-        dtype=types.DALIDataType.FLOAT,
-        output_layout="CHW",
+        dtype=types.DALIDataType.FLOAT16 if layout.dtype == "float16" else types.DALIDataType.FLOAT,
+        output_layout="HWC" if layout.channels_last else "CHW",
         mean=[largest * m for m in operator.mean],
         std=[largest * s for s in operator.std],
     )
@@ -191,7 +222,7 @@ class Feed(NamedTuple):
     numpy: Any
 
 
-def expected_feeds(transform: Transform) -> dict[str, Feed]:
+def expected_feeds(transform: AnyTransform) -> dict[str, Feed]:
     """What the graph wants beside the bytes, by operator and name."""
     one = DrawKeys(0, np.zeros(1, np.int64), np.zeros(1, np.uint64), np.zeros(1, np.int64))
     probe = transform.draw(one, np.array([LARGEST_SIDE]), np.array([LARGEST_SIDE]))
@@ -203,7 +234,7 @@ def expected_feeds(transform: Transform) -> dict[str, Feed]:
     return {name: Feed(column.ndim - 1, *types_of[column.dtype.kind]) for name, column in feed_columns(probe).items()}
 
 
-def feed_columns(drawn: Drawn) -> dict[str, np.ndarray]:
+def feed_columns(drawn: AnyDrawn) -> dict[str, np.ndarray]:
     """The arrays that the graph takes, [b, …], by operator and name."""
     return {
         f"{name}.{key}": column

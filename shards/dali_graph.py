@@ -62,7 +62,12 @@ def window(operator: Operator, image: Any, feeds: Feeds) -> Any:
 def resize(operator: Operator, image: Any, feeds: Feeds) -> Any:
     """Antialiased, to the size fed."""
     size = fn.cast(feeds["size"], dtype=types.DALIDataType.FLOAT)
-    return fn.resize(image, size=size, interp_type=types.DALIInterpType.INTERP_LINEAR, antialias=True)
+    how = types.DALIInterpType.INTERP_CUBIC if _is_cubic(operator) else types.DALIInterpType.INTERP_LINEAR
+    return fn.resize(image, size=size, interp_type=how, antialias=True)
+
+
+def _is_cubic(operator: Any) -> bool:
+    return bool(operator.interpolation == "bicubic")
 
 
 def _crop_and_resize(operator: Operator, image: Any, feeds: Feeds) -> Any:

@@ -17,9 +17,11 @@ import numpy as np
 import simplejpeg
 import torch
 
+from shards.chain import Drawn, Transform
 from shards.colours import ColorJitter, GaussianBlur, Grayscale, Solarize
 from shards.decoding import decode
 from shards.host_colours import blur, gray, jitter, solarize
+from shards.layout import Layout
 from shards.operators import (
     CenterCrop,
     HorizontalFlip,
@@ -30,7 +32,6 @@ from shards.operators import (
     Rotate90,
     VerticalFlip,
 )
-from shards.transforms import Drawn, Transform
 from shards.warps import Affine, Perspective, Rotation
 
 Failure = tuple[int, str]  # number in the batch, reason
@@ -38,26 +39,37 @@ Executed = tuple[torch.Tensor, list[Failure]]
 Values = dict[str, Any]  # one sample's part of an operator's parameters
 Apply = Callable[[Any, np.ndarray, Values], np.ndarray]  # operator, image [h, w, C], values -> image
 CHUNK = 4  # samples a thread takes at a time: handing over each by itself costs more, and large ones leave threads idle
-EIGHT_BITS_ONLY = (ColorJitter, Grayscale, Solarize)
 
 
 class HostExecutor:
-    """Encoded images and their parameters -> float32[b, C, H, W] on the CPU."""
+    """Encoded images and their parameters -> float32 or float16 [b, C, H, W] on the CPU.
 
-    def __init__(self, transform: Transform, *, bits: int = 8, threads: int = 2):
-        refuse_bits(transform, bits)
+    pool: threads of somebody else's, in place of `threads` of its own.
+    """
+
+    def __init__(
+        self,
+        transform: Transform,
+        *,
+        bits: int = 8,
+        threads: int = 2,
+        layout: Layout = Layout(),  # noqa: B008
+        pool: ThreadPoolExecutor | None = None,
+    ):
+        refuse_bits(transform.operators, bits)
         cv2.setNumThreads(1)  # our threads take whole samples; OpenCV's would fight with them
-        self.transform, self.bits, self.channels = transform, bits, transform.channels
-        self._table = _normalisation_table(transform) if bits == 8 else None
+        self.transform, self.bits, self.channels, self.layout = transform, bits, transform.channels, layout
+        self._table = _normalisation_table(transform).astype(layout.numpy_type) if bits == 8 else None
         self._memory = Memory()
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="host-executor", initializer=_one_thread)
+        self._own_pool = pool is None
+        self._pool = pool or make_pool(threads)
 
     def run(
         self, images: Sequence[bytes | memoryview], encodings: Sequence[str], sizes: np.ndarray, drawn: Drawn
     ) -> Executed:
         """Decode and transform b images, stored at sizes int64[b, 2] (height, width).
 
-        Returns float32[b, C, H, W], a tensor of the caller's own, and the samples that failed, which are zero.
+        Returns [b, C, H, W], a tensor of the caller's own, and the samples that failed, which are zero.
         """
         return self.start(images, encodings, sizes, drawn)()
 
@@ -65,12 +77,15 @@ class HostExecutor:
         self, images: Sequence[bytes | memoryview], encodings: Sequence[str], sizes: np.ndarray, drawn: Drawn
     ) -> Callable[[], Executed]:
         """Hand the images to the threads; the call waits for what `run` returns."""
-        out = self._memory.take((len(images), self.channels, *self.transform.size))
-        programs = _programs(drawn, len(images))
+        stored = self._memory.take(
+            self.layout.stored(len(images), self.channels, self.transform.size), self.layout.numpy_type
+        )
+        out = self.layout.planes(stored)
+        programs = programs_of(drawn, len(images))
 
         def sample(i: int) -> str | None:
             try:
-                image = self._decode(images[i], encodings[i], *sizes[i].tolist())
+                image = decode_fast(images[i], encodings[i], self.channels, *sizes[i].tolist(), bits=self.bits)
             except ValueError as error:
                 out[i] = 0
                 return str(error)
@@ -90,32 +105,20 @@ class HostExecutor:
             failures = [(i, reason) for i, reason in enumerate(reasons) if reason is not None]
             for i, _ in failures:
                 out[i] = 0
-            return torch.from_numpy(out), failures
+            return self.layout.planes(torch.from_numpy(stored)), failures
 
         return finish
 
-    def _decode(self, data: bytes | memoryview, encoding: str, height: int, width: int) -> np.ndarray:
-        """Stored image [h, w, C]. simplejpeg gives Pillow's pixels sooner; what it refuses OpenCV may still read."""
-        if encoding == "jpeg" and self.bits == 8:
-            try:
-                image = simplejpeg.decode_jpeg(data, "RGB" if self.channels == 3 else "GRAY")
-            except ValueError:
-                return decode(data, encoding, self.channels, height, width, self.bits)
-            if image.shape[:2] == (height, width):
-                return image
-        return decode(data, encoding, self.channels, height, width, self.bits)
-
     def _normalize(self, image: np.ndarray, out: np.ndarray) -> None:
         """[H, W, C] of stored values -> normalised planes, in place."""
-        planes = cv2.split(np.ascontiguousarray(image)) if self.channels > 1 else [image.reshape(image.shape[:2])]
         if self._table is not None:
-            for plane, row, target in zip(planes, self._table, out, strict=True):
-                cv2.LUT(np.ascontiguousarray(plane), row, dst=target)
+            look_up(image, self._table, out, self.layout.channels_last)
             return
+        planes = cv2.split(np.ascontiguousarray(image)) if self.channels > 1 else [image.reshape(image.shape[:2])]
         for plane, target, mean, std in zip(
             planes, out, self.transform.normalize.mean, self.transform.normalize.std, strict=True
         ):
-            np.divide(plane / np.float32(65535) - np.float32(mean), np.float32(std), out=target)
+            target[...] = (plane / np.float32(65535) - np.float32(mean)) / np.float32(std)
 
     @staticmethod
     def _erase(drawn: Drawn, out: np.ndarray) -> None:
@@ -126,8 +129,43 @@ class HostExecutor:
                     out[i, :, top : top + height, left : left + width] = operator.value  # type: ignore[attr-defined]
 
     def close(self) -> None:
-        """End the threads."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        """End the threads, where they are its own."""
+        if self._own_pool:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def decode_fast(
+    data: bytes | memoryview, encoding: str, channels: int, height: int, width: int, *, bits: int
+) -> np.ndarray:
+    """Stored image [h, w, C]. simplejpeg gives Pillow's pixels sooner; what it refuses OpenCV may still read."""
+    if encoding == "jpeg" and bits == 8:
+        try:
+            image = simplejpeg.decode_jpeg(data, "RGB" if channels == 3 else "GRAY")
+        except ValueError:
+            return decode(data, encoding, channels, height, width, bits)
+        if image.shape[:2] == (height, width):
+            return image
+    return decode(data, encoding, channels, height, width, bits)
+
+
+def make_pool(threads: int) -> ThreadPoolExecutor:
+    """Threads that each keep torch to themselves."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="host-executor", initializer=_one_thread)
+
+
+def look_up(image: np.ndarray, table: np.ndarray, out: np.ndarray, channels_last: bool) -> None:
+    """uint8 [H, W, C] through a table [C, 256] into planes [C, H, W], in place.
+
+    OpenCV's look-up moves numbers of a size, whatever they mean: float16 goes through as uint16.
+    """
+    if table.dtype == np.float16:
+        table, out = table.view(np.uint16), out.view(np.uint16)
+    if channels_last and len(table) > 1:
+        cv2.LUT(np.ascontiguousarray(image), np.ascontiguousarray(table.T)[None], dst=out.transpose(1, 2, 0))
+        return
+    planes = cv2.split(np.ascontiguousarray(image)) if len(table) > 1 else [image.reshape(image.shape[:2])]
+    for plane, row, target in zip(planes, table, out, strict=True):
+        cv2.LUT(np.ascontiguousarray(plane), row, dst=target)
 
 
 class Memory:
@@ -140,22 +178,22 @@ class Memory:
         self._free: dict[int, deque[np.ndarray]] = {}
         self._keep = keep
 
-    def take(self, shape: tuple[int, ...]) -> np.ndarray:
-        """float32 of this shape; what it holds is arbitrary."""
-        count = int(np.prod(shape))
+    def take(self, shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
+        """An array of this shape; what it holds is arbitrary."""
+        count = int(np.prod(shape)) * np.dtype(dtype).itemsize
         free = self._free.setdefault(count, deque(maxlen=self._keep))
         try:
             block = free.pop()
         except IndexError:
-            block = np.empty(count, np.float32)
-        lease = block.reshape(shape)
+            block = np.empty(count, np.uint8)
+        lease = block.view(dtype).reshape(shape)
         weakref.finalize(lease, free.append, block).atexit = False
         return lease
 
 
-def refuse_bits(transform: Transform, bits: int) -> None:
+def refuse_bits(operators: Sequence[Operator], bits: int) -> None:
     """ValueError where an operator is not defined on 16 bits."""
-    wrong = [type(op).__name__ for op in transform.operators if isinstance(op, EIGHT_BITS_ONLY)]
+    wrong = [type(op).__name__ for op in operators if op.eight_bits_only]
     if bits != 8 and wrong:
         raise ValueError(f"{', '.join(wrong)} work on 8-bit images, these have {bits} bits: leave them out")
 
@@ -164,7 +202,7 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _programs(drawn: Drawn, count: int) -> list[list[tuple[Apply, Operator, Values]]]:
+def programs_of(drawn: Drawn, count: int) -> list[list[tuple[Apply, Operator, Values]]]:
     """For each sample the operators that act on it, with its values."""
     programs: list[list[tuple[Apply, Operator, Values]]] = [[] for _ in range(count)]
     for _, operator, params in drawn.steps:
@@ -198,8 +236,16 @@ def _resize(operator: Operator, image: np.ndarray, values: Values) -> np.ndarray
         image = image.astype(np.float32)
     image = np.require(image, requirements=["C", "W"])  # torch is slow on a view of a larger image
     tensor = torch.from_numpy(image).unsqueeze(0).permute(0, 3, 1, 2)
-    resized = torch.ops.aten._upsample_bilinear2d_aa(tensor, size, False, None, None)
+    resized = KERNELS_OF_TORCH[operator.interpolation](tensor, size, False, None, None)  # type: ignore[attr-defined]
+    if resized.dtype == torch.float32 and operator.interpolation == "bicubic":  # type: ignore[attr-defined]
+        resized = resized.clamp_(0, 65535)  # a cubic overshoots; torch clamps bytes itself
     return resized[0].permute(1, 2, 0).numpy()
+
+
+KERNELS_OF_TORCH = {
+    "bilinear": torch.ops.aten._upsample_bilinear2d_aa,
+    "bicubic": torch.ops.aten._upsample_bicubic2d_aa,
+}
 
 
 def _crop_and_resize(operator: Operator, image: np.ndarray, values: Values) -> np.ndarray:

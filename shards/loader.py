@@ -16,12 +16,14 @@ import numpy as np
 import torch
 
 from shards.draws import DrawKeys
-from shards.host_executor import Executed, HostExecutor
+from shards.host_executor import Failure, HostExecutor
+from shards.host_views import HostViews
 from shards.index import ENCODING_NAMES
 from shards.joined import JoinedSplit
+from shards.layout import Layout, layout_of
 from shards.plan import Plan, PlanConfig, Slice, check_world
 from shards.shardset import CorruptSample, Split
-from shards.transforms import Drawn, Transform
+from shards.views import AnyDrawn, AnyTransform, Views
 
 log = logging.getLogger(__name__)
 CPU = torch.device("cpu")
@@ -30,10 +32,16 @@ CPU = torch.device("cpu")
 class Batch(NamedTuple):
     """b samples of one rank, on the loader's device. The tensors are the caller's own."""
 
-    images: torch.Tensor  # float32[b, C, H, W]
+    images: torch.Tensor  # [b, C, H, W], float32 or float16; under MultiCrop the first view
     labels: torch.Tensor  # int64[b] class index, or float32[b, classes] with NaN for ignored
     sample_ids: torch.Tensor  # int64[b], the bits of the 64-bit ids
     valid: torch.Tensor  # bool[b]; False is padding, or a sample that could not be read
+    more: tuple[torch.Tensor, ...] = ()  # the other views under MultiCrop, each [b, C, h, w] of its own size
+
+    @property
+    def views(self) -> tuple[torch.Tensor, ...]:
+        """All views of the images, the first among them."""
+        return (self.images, *self.more)
 
 
 class BadSamples(ValueError):
@@ -72,6 +80,7 @@ class Loader:
         micro_batch: hand out this rank's part in pieces of so many samples (gradient accumulation).
         max_bad: unreadable samples that are masked and named before the run stops; never more than a tenth of the
             split. strict: stop at the first.
+        dtype, channels_last: how the images lie in memory; the shape is [b, C, H, W] in either case.
 
     Raises:
         ValueError: the world does not divide the global batch, or a parameter is out of range.
@@ -81,7 +90,7 @@ class Loader:
     def __init__(
         self,
         split: Split | JoinedSplit,
-        transform: Transform,
+        transform: AnyTransform,
         *,
         global_batch: int,
         seed: int = 0,
@@ -100,6 +109,8 @@ class Loader:
         micro_batch: int | None = None,
         max_bad: int = 100,
         strict: bool = False,
+        dtype: Literal["float32", "float16"] = "float32",
+        channels_last: bool = False,
     ):
         check_world(global_batch, world)
         share = global_batch // world
@@ -113,7 +124,7 @@ class Loader:
         self.split, self.transform, self.seed = split, transform, seed
         self.rank, self.world, self.prefetch, self.verify = rank, world, prefetch, verify
         self.micro_batch, self.max_bad = micro_batch or share, 0 if strict else _allowed_bad(split, max_bad)
-        self.device = torch.device(device)
+        self.device, self.layout = torch.device(device), layout_of(dtype, channels_last)
         config = PlanConfig(global_batch, seed, order=order, tail=tail)
         self.plan = plan or Plan(split.shard_sizes, config, split.digest)
         if self.plan.shard_starts[-1] != split.num_samples:
@@ -129,7 +140,7 @@ class Loader:
         self.plan.slice(0, world, rank)  # refuses a rank outside the world
         self.executor = choose_executor(executor, self.device)
         self._make: Callable[[], Any] = lambda: make_executor(
-            self.executor, split, transform, batch=share, threads=threads, device=self.device
+            self.executor, split, transform, batch=share, threads=threads, device=self.device, layout=self.layout
         )
         self.samples_consumed = samples_consumed
         self.wait_seconds = 0.0
@@ -192,13 +203,15 @@ class Loader:
         ids = torch.from_numpy(np.ascontiguousarray(rows.sample_ids).view(np.int64))
 
         def batch() -> Batch:
-            pixels, refused = finish()
+            made, refused = finish()
+            pixels, *more = (view.to(self.device) for view in (made if isinstance(made, tuple) else (made,)))
             failures.update(refused)
             for i in sorted(failures):
                 self._book(self.split.key(int(part.positions[i])), failures[i])
             valid = part.valid.copy()
             valid[list(failures)] = False
-            return Batch(*(tensor.to(self.device) for tensor in (pixels, labels, ids, torch.from_numpy(valid))))
+            told = [tensor.to(self.device) for tensor in (labels, ids, torch.from_numpy(valid))]
+            return Batch(pixels, told[0], told[1], told[2], tuple(more))
 
         return batch
 
@@ -218,13 +231,13 @@ class Loader:
         images: list[memoryview],
         encodings: np.ndarray,
         sizes: np.ndarray,
-        parameters: Drawn,
+        parameters: AnyDrawn,
         good: np.ndarray,
-    ) -> Callable[[], Executed]:
+    ) -> Callable[[], tuple[Any, list[Failure]]]:
         """Begin; the call waits for the pixels, zero where a sample is not good or is refused, and who was refused."""
         names = [ENCODING_NAMES[int(code)] for code in encodings]
         if len(good) == len(images):
-            whole: Callable[[], Executed] = executor.start(images, names, sizes, parameters)
+            whole: Callable[[], Any] = executor.start(images, names, sizes, parameters)
             return whole
         finish = (
             executor.start([images[i] for i in good], [names[i] for i in good], sizes[good], parameters.rows(good))
@@ -232,13 +245,15 @@ class Loader:
             else None
         )
 
-        def filled() -> Executed:
-            pixels = torch.zeros((len(images), self.transform.channels, *self.transform.size), device=self.device)
+        def filled() -> tuple[Any, list[Failure]]:
+            channels, rows = self.transform.channels, torch.from_numpy(good).to(self.device)
+            views = tuple(self.layout.zeros(len(images), channels, size, self.device) for size in self.transform.sizes)
             if finish is None:
-                return pixels, []
+                return views, []
             found, refused = finish()
-            pixels[torch.from_numpy(good).to(self.device)] = found.to(self.device)
-            return pixels, [(int(good[i]), reason) for i, reason in refused]
+            for view, made in zip(views, found if isinstance(found, tuple) else (found,), strict=True):
+                view[rows] = made.to(self.device)
+            return views, [(int(good[i]), reason) for i, reason in refused]
 
         return filled
 
@@ -351,18 +366,20 @@ def _distributions() -> list[str]:
 def make_executor(
     name: Literal["dali", "host"],
     split: Split | JoinedSplit,
-    transform: Transform,
+    transform: AnyTransform,
     *,
     batch: int,
     threads: int = 2,
     device: torch.device = CPU,
+    layout: Layout = Layout(),  # noqa: B008
 ) -> Any:
     """An executor for the images of a split, of at most `batch` at a time; close it at the end."""
     bits = split.manifest.bits
     if name == "host":
-        return HostExecutor(transform, bits=bits, threads=threads)
+        kind: Any = HostViews if isinstance(transform, Views) else HostExecutor
+        return kind(transform, bits=bits, threads=threads, layout=layout)
     from shards.dali_executor import DaliExecutor  # takes a second to import, and only this executor needs it
 
     device_id = (device.index or 0) if device.type == "cuda" else None
     raw = split.manifest.encoding == "raw"
-    return DaliExecutor(transform, bits=bits, threads=threads, batch=batch, device_id=device_id, raw=raw)
+    return DaliExecutor(transform, bits=bits, threads=threads, batch=batch, device_id=device_id, raw=raw, layout=layout)

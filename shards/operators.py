@@ -7,6 +7,7 @@ name on uint8 tensors. Here: the base, windows, sizes and flips; `shards.warps` 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from shards.draws import DrawKeys
 
 Params = dict[str, np.ndarray]
 Size = tuple[int, int]
+Kernel = Literal["bilinear", "bicubic"]  # of an antialiased resize
+KERNELS = ("bilinear", "bicubic")
 CROP_TRIES = 10  # torchvision's RandomResizedCrop and RandomErasing try so often
 LARGEST_SIDE = 16384
 
@@ -33,6 +36,11 @@ def check_range(name: str, what: str, pair: Sequence[float], low: float, high: f
     """Refuse a pair that does not ascend within low..high."""
     fine = len(pair) == 2 and low <= pair[0] <= pair[1] <= high
     require(fine, f"{name}: {what} is {tuple(pair)}; give two ascending numbers within {low}..{high}")
+
+
+def check_choice(name: str, what: str, value: Any, known: Sequence[str]) -> None:
+    """Refuse a value that is none of the known."""
+    require(value in known, f"{name}: {what} is {value!r}; known: {', '.join(known)}")
 
 
 def as_size(name: str, size: int | Sequence[int]) -> Size:
@@ -68,6 +76,9 @@ class More:
 @dataclass(frozen=True)
 class Operator:
     """One step; this one draws nothing."""
+
+    eight_bits_only: ClassVar[bool] = False  # has no meaning, or no executor, on 16 bits
+    colours_only: ClassVar[bool] = False  # has no meaning on one channel
 
     @property
     def uniforms(self) -> int:
@@ -127,12 +138,14 @@ class Rotate90(Chance):
 
 @dataclass(frozen=True)
 class Resize(Operator):
-    """Antialiased bilinear resize: an int is the short side, (height, width) squashes."""
+    """Antialiased resize: an int is the short side, (height, width) squashes."""
 
     size: int | Size = 256
+    interpolation: Kernel = "bilinear"
 
     def __post_init__(self) -> None:
         as_size("Resize", self.size)
+        check_choice("Resize", "interpolation", self.interpolation, KERNELS)
 
     def draw(self, u: np.ndarray, sizes: np.ndarray, more: More) -> tuple[Params, np.ndarray]:
         """`size` int64[b, 2]; the long side is truncated, as torchvision does."""
@@ -235,9 +248,11 @@ class RandomResizedCrop(Operator):
     size: int | Size = 224
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    interpolation: Kernel = "bilinear"
 
     def __post_init__(self) -> None:
         as_size("RandomResizedCrop", self.size)
+        check_choice("RandomResizedCrop", "interpolation", self.interpolation, KERNELS)
         check_range("RandomResizedCrop", "scale", self.scale, 1e-9)
         check_range("RandomResizedCrop", "ratio", self.ratio, 1e-6)
 

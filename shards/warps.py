@@ -9,9 +9,10 @@ from typing import Literal
 
 import numpy as np
 
-from shards.operators import Chance, More, Params, below, between, check_range, require
+from shards.operators import Chance, More, Params, below, between, check_choice, check_range, require
 
 Interpolation = Literal["nearest", "bilinear"]
+INTERPOLATIONS = ("nearest", "bilinear")
 
 
 def _shift(dx: np.ndarray | float, dy: np.ndarray | float, b: int) -> np.ndarray:
@@ -61,6 +62,7 @@ class Rotation(Chance):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_choice("Rotation", "interpolation", self.interpolation, INTERPOLATIONS)
         check_range("Rotation", "degrees", self.degrees, -360.0, 360.0)
 
     @property
@@ -88,6 +90,7 @@ class Affine(Chance):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_choice("Affine", "interpolation", self.interpolation, INTERPOLATIONS)
         check_range("Affine", "degrees", self.degrees, -360.0, 360.0)
         fine = len(self.translate) == 2 and all(0 <= part <= 1 for part in self.translate)
         require(fine, f"Affine: translate is {self.translate}; give two shares of the size within 0..1")
@@ -120,6 +123,7 @@ class Perspective(Chance):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_choice("Perspective", "interpolation", self.interpolation, INTERPOLATIONS)
         fine = 0 <= self.distortion_scale <= 1
         require(fine, f"Perspective: distortion_scale is {self.distortion_scale}; give a number within 0..1")
 

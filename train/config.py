@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 from shards.manifest import Manifest
 from shards.reshard import parse_size
 from shards.shardset import ShardSet
-from shards.transforms import Transform, eval_transform, transform_of
+from shards.transforms import Transform, eval_transform, one_view, transform_of
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -150,7 +150,7 @@ class Data(Section):
     def eval_transform(self, mean: Sequence[float], std: Sequence[float]) -> Transform:
         """What evaluation makes of an image: its own operators, or resize and center crop; then normalisation."""
         if self.eval_operators is not None:
-            return transform_of(self.eval_operators, mean, std)
+            return one_view(transform_of(self.eval_operators, mean, std))
         return eval_transform(self.image_size, mean, std, resize=self.resize_to)
 
 

@@ -13,7 +13,7 @@ from shards.joined import JoinedSplit
 from shards.loader import Loader
 from shards.plan import Plan, PlanConfig
 from shards.shardset import ShardSet, Split
-from shards.transforms import Transform, train_transform, transform_of
+from shards.transforms import AnyTransform, Transform, train_transform, transform_of
 from train.config import Config, shares
 from train.ds_settings import DeepSpeedSettings
 from train.engine import Ranks
@@ -39,7 +39,7 @@ class Job:
         return self.settings.train_batch_size
 
     @property
-    def train_transform(self) -> Transform:
+    def train_transform(self) -> AnyTransform:
         """The preset's augmentation or the config's own, and normalisation with the set's mean and std."""
         data = self.config.data
         mean, std = data.norm(self.shards.manifest)
@@ -89,7 +89,7 @@ class Job:
         """This rank's part of one pass over a split, every sample once."""
         return self._loader(split, self.eval_transform, order="sequential", tail="partial")
 
-    def _loader(self, split: Split | JoinedSplit, transform: Transform, **more: Any) -> Loader:
+    def _loader(self, split: Split | JoinedSplit, transform: AnyTransform, **more: Any) -> Loader:
         data, ranks = self.config.data, self.ranks
         return Loader(
             split,
