@@ -18,6 +18,7 @@ from shards.operators import (
     Kernel,
     Normalize,
     Operator,
+    Params,
     RandomResizedCrop,
     Size,
     as_size,
@@ -81,9 +82,9 @@ class DrawnViews:
         return DrawnViews(self.before.rows(chosen), self.sizes[chosen], tuple(v.rows(chosen) for v in self.views))
 
     @property
-    def steps(self) -> tuple:
+    def steps(self) -> tuple[tuple[str, Operator, Params], ...]:
         """All steps, as `Drawn` has them; those of view v are named `v/Name`."""
-        named = [(f"{v}/{name}", *more) for v, view in enumerate(self.views) for name, *more in view.steps]
+        named = [(f"{v}/{name}", op, params) for v, view in enumerate(self.views) for name, op, params in view.steps]
         return (*self.before.steps, *named)
 
 
