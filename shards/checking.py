@@ -22,8 +22,9 @@ from shards.command_line import Parser, called
 from shards.decoding import decode
 from shards.identity import sample_id
 from shards.index import ENCODING_NAMES, EXTENSION_ENCODINGS, Columns, idx_text
-from shards.indexing import Entry, entries_of, source_labels
+from shards.indexing import Entry, entries_of, metadata_of, source_labels
 from shards.manifest import BLANK_LABEL, MANIFEST_NAME, Manifest, ShardInfo
+from shards.metadata import codes_of
 from shards.overrides import SplitFile
 from shards.shardset import open_columns
 from shards.storage import SPLITS_FOLDER
@@ -94,7 +95,7 @@ def _check_shard(
         problems.append(Problem(info.name, f"altered: sha256 {found[:16]}…, the manifest says {info.sha256[:16]}…"))
     columns = None
     try:
-        columns = open_columns(folder, info, len(manifest.label_columns))
+        columns = open_columns(folder, info, manifest)
         if (found := _sha256(folder / f"{info.stem}.cols")) != info.index_sha256:
             problems.append(
                 Problem(f"{info.stem}.cols", f"altered: sha256 {found[:16]}…, {info.index_sha256[:16]}… expected")
@@ -168,10 +169,22 @@ def _check_rows(tar: memoryview, manifest: Manifest, entries: Sequence[Entry], c
         if labels != columns.labels[row].tolist():
             indexed = columns.labels[row].tolist()
             yield f"labels of sample {entry.key} are {labels[:8]} in the tar, {indexed[:8]} in the index"
+        if problem := _metadata_problem(entry, tar, manifest, columns.metadata[row]):
+            yield f"metadata of sample {entry.key} {problem}"
         if int(columns.sample_ids[row]) not in {sample_id(set_id, entry.key) for set_id in manifest.set_ids}:
             yield f"the id of sample {entry.key} is not the hash of its set and key"
         if manifest.task == "single-label" and labels[0] != BLANK_LABEL and str(labels[0]) not in mapped:
             yield f"label {labels[0]} of sample {entry.key} is outside the classes: no view maps it"
+
+
+def _metadata_problem(entry: Entry, tar: memoryview, manifest: Manifest, indexed: np.ndarray) -> str:
+    if not manifest.metadata:
+        return ""
+    try:
+        codes = np.array(codes_of([field.name for field in manifest.metadata], metadata_of(entry, tar)), np.float32)
+    except ValueError as error:
+        return f"in the tar is not on the list: {error}"
+    return "" if np.array_equal(codes, indexed, equal_nan=True) else "differs between the tar and the index"
 
 
 def _check_splits(manifest: Manifest, columns: dict[str, list[Columns]]) -> Iterator[Problem]:

@@ -6,7 +6,7 @@ digest covers the payload, and every offset lies inside the tar, so a damaged fi
 
 import mmap
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -15,9 +15,11 @@ import numpy as np
 import xxhash
 
 MAGIC = b"MEDSCOLS"
-VERSION = 1
-HEADER = struct.Struct("<8sIIQQQ24x")  # magic, version, labels a sample, samples, bytes of keys, xxh3_64 of the payload
+VERSION, VERSION_WITH_METADATA = 1, 2  # a set without metadata stays readable by releases that know none
+# magic, version, labels a sample, samples, bytes of keys, xxh3_64 of the payload, metadata fields a sample
+HEADER = struct.Struct("<8sIIQQQI20x")
 MAX_LABELS = 10_000
+MAX_FIELDS = 64
 MAX_SIDE = 65_535
 MAX_PIXELS = 1 << 28
 MAX_STORED_KEY_BYTES = 1024
@@ -37,7 +39,8 @@ ENCODINGS: dict[str, tuple[int, tuple[str, ...]]] = {
 ENCODING_NAMES = {code: name for name, (code, _) in ENCODINGS.items()}
 EXTENSION_ENCODINGS = {ext: name for name, (_, extensions) in ENCODINGS.items() for ext in extensions}
 
-# name, dtype of one value; labels have num_labels values a sample. Widest first, so that every column is aligned.
+# name, dtype of one value; labels have num_labels values a sample, metadata num_fields. Widest first, so that every
+# column is aligned.
 LAYOUT = (
     ("offsets", "<u8"),
     ("groups", "<u8"),
@@ -47,18 +50,20 @@ LAYOUT = (
     ("heights", "<u4"),
     ("widths", "<u4"),
     ("key_ends", "<u4"),
+    ("metadata", "<f4"),
     ("labels", "<i2"),
     ("encodings", "u1"),
 )
-BYTES_A_SAMPLE = 4 * 8 + 4 * 4 + 1  # without labels (2 bytes each) and keys
+BYTES_A_SAMPLE = 4 * 8 + 4 * 4 + 1  # without metadata (4 bytes each), labels (2 bytes each) and keys
 
 
 @dataclass(frozen=True)
 class Columns:
     """The index of one tar, a row a sample in stored order.
 
-    offsets, groups, hashes, sample_ids: uint64[n]; sizes, heights, widths, key_ends: uint32[n]; labels: int16[n, L]
-    (-32768 is blank); encodings: uint8[n] (codes of ENCODINGS); keys: the UTF-8 of all keys, key i ends at key_ends[i].
+    offsets, groups, hashes, sample_ids: uint64[n]; sizes, heights, widths, key_ends: uint32[n]; metadata: float32[n, F]
+    (codes or numbers, NaN is unknown); labels: int16[n, L] (-32768 is blank); encodings: uint8[n] (codes of ENCODINGS);
+    keys: the UTF-8 of all keys, key i ends at key_ends[i].
     """
 
     offsets: np.ndarray
@@ -69,6 +74,7 @@ class Columns:
     heights: np.ndarray
     widths: np.ndarray
     key_ends: np.ndarray
+    metadata: np.ndarray
     labels: np.ndarray
     encodings: np.ndarray
     keys: bytes | memoryview
@@ -90,19 +96,26 @@ class Columns:
         """The `.cols` file: header and payload."""
         parts = [np.ascontiguousarray(getattr(self, name), dtype).tobytes() for name, dtype in LAYOUT]
         payload = b"".join([*parts, bytes(self.keys)])
-        digest = xxhash.xxh3_64_intdigest(payload)
-        return HEADER.pack(MAGIC, VERSION, self.labels.shape[1], len(self), len(self.keys), digest) + payload
+        digest, fields = xxhash.xxh3_64_intdigest(payload), self.metadata.shape[1]
+        version = VERSION_WITH_METADATA if fields else VERSION
+        return HEADER.pack(MAGIC, version, self.labels.shape[1], len(self), len(self.keys), digest, fields) + payload
 
 
 def columns_of(
-    keys: Sequence[str], labels: Sequence[Sequence[int]], num_labels: int, **values: Sequence[int]
+    keys: Sequence[str],
+    labels: Sequence[Sequence[int]],
+    num_labels: int,
+    values: Mapping[str, Sequence[int]],
+    metadata: Sequence[Sequence[float]] = (),
+    num_fields: int = 0,
 ) -> Columns:
-    """Columns from Python lists; `values` holds one list for each remaining column of LAYOUT but key_ends."""
+    """Columns from Python lists; `values` holds one list for each further column of LAYOUT but key_ends."""
     encoded = [key.encode() for key in keys]
-    arrays = {name: np.asarray(values[name], dtype) for name, dtype in LAYOUT if name not in ("key_ends", "labels")}
+    arrays = {name: np.asarray(values[name], dtype) for name, dtype in LAYOUT if name in values}
     ends = np.cumsum([len(key) for key in encoded], dtype=np.uint64).astype("<u4")
     table = np.asarray(labels, "<i2").reshape(len(keys), num_labels)
-    return Columns(**arrays, key_ends=ends, labels=table, keys=b"".join(encoded))
+    fields = np.asarray(metadata, "<f4").reshape(len(keys), num_fields)
+    return Columns(**arrays, key_ends=ends, metadata=fields, labels=table, keys=b"".join(encoded))
 
 
 def read_columns(path: Path, tar_bytes: int | None = None) -> Columns:
@@ -120,28 +133,34 @@ def parse_columns(data: bytes | mmap.mmap, name: str, tar_bytes: int | None = No
     view = memoryview(data)
     if len(view) < HEADER.size:
         raise _damaged(name, f"has {len(view)} bytes, a header alone has {HEADER.size}")
-    magic, version, num_labels, samples, key_bytes, digest = HEADER.unpack(view[: HEADER.size])
-    if magic != MAGIC or any(view[40:64]):
+    magic, version, num_labels, samples, key_bytes, digest, num_fields = HEADER.unpack(view[: HEADER.size])
+    if magic != MAGIC or any(view[44:64]):
         raise _damaged(name, "does not begin with the header of an index")
-    if version != VERSION:
-        raise ValueError(f"{name}: index version {version} is unknown, this release reads {VERSION}")
-    wanted = HEADER.size + samples * (BYTES_A_SAMPLE + 2 * num_labels) + key_bytes
+    if version not in (VERSION, VERSION_WITH_METADATA):
+        raise ValueError(
+            f"{name}: index version {version} is unknown, this release reads {VERSION} and {VERSION_WITH_METADATA}"
+        )
+    if (num_fields > 0) != (version == VERSION_WITH_METADATA) or num_fields > MAX_FIELDS:
+        raise _damaged(name, f"has {num_fields} metadata fields in version {version}")
+    wanted = HEADER.size + samples * (BYTES_A_SAMPLE + 4 * num_fields + 2 * num_labels) + key_bytes
     if wanted != len(view) or num_labels > MAX_LABELS or samples == 0:
         raise _damaged(name, f"its header promises {wanted} bytes, the file has {len(view)}")
     if xxhash.xxh3_64_intdigest(view[HEADER.size :]) != digest:
         raise _damaged(name, "its bytes do not match its digest")
-    columns = _lay_out(view, samples, num_labels)
+    columns = _lay_out(view, samples, {"labels": num_labels, "metadata": num_fields})
     _check_columns(columns, name, tar_bytes)
     return columns
 
 
-def _lay_out(view: memoryview, samples: int, num_labels: int) -> Columns:
+def _lay_out(view: memoryview, samples: int, tables: dict[str, int]) -> Columns:
+    """Arrays over the payload; `tables` are the columns of several values a sample, and how many."""
     arrays, position = {}, HEADER.size
     for name, dtype in LAYOUT:
-        count = samples * num_labels if name == "labels" else samples
+        count = samples * tables.get(name, 1)
         arrays[name] = np.frombuffer(view, dtype, count, position)
         position += count * np.dtype(dtype).itemsize
-    arrays["labels"] = arrays["labels"].reshape(samples, num_labels)
+        if name in tables:
+            arrays[name] = arrays[name].reshape(samples, tables[name])
     return Columns(**arrays, keys=view[position:])
 
 

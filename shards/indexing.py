@@ -9,9 +9,10 @@ import hashlib
 import json
 import mmap
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import xxhash
 
@@ -28,6 +29,7 @@ from shards.index import (
     parse_columns,
 )
 from shards.manifest import BLANK_LABEL, Manifest, write_aside
+from shards.metadata import codes_of
 from shards.tarscan import scan
 
 MAX_LABEL_BYTES = 1 << 20
@@ -104,6 +106,12 @@ def document_of(entry: Entry, tar: memoryview) -> dict[str, object]:
     return {} if part is None else _json(part, tar, entry.key)
 
 
+def metadata_of(entry: Entry, tar: memoryview) -> dict[str, Any]:
+    """The metadata in KEY.json; an empty dict where there is none."""
+    found = document_of(entry, tar).get("metadata")
+    return found if isinstance(found, dict) else {}
+
+
 def _text(part: tuple[str, int, int, str], tar: memoryview) -> str:
     if part[2] > MAX_LABEL_BYTES:
         raise ValueError(f"{part[3]} has {part[2]} bytes, a label has at most {MAX_LABEL_BYTES}")
@@ -124,12 +132,17 @@ def _whole(text: str, key: str) -> int:
     return int(text)
 
 
-def build(path: Path, set_id: str, groups: Mapping[str, int] | None = None) -> tuple[Columns, str]:
-    """The columns and DALI's text index of a tar. `groups` maps keys to group hashes; else each sample is a group."""
+def build(
+    path: Path, set_id: str, groups: Mapping[str, int] | None = None, fields: Sequence[str] = ()
+) -> tuple[Columns, str]:
+    """The columns and DALI's text index of a tar. `groups` maps keys to group hashes; else each sample is a group.
+    `fields` are the set's metadata fields.
+    """
     entries = entries_of(path)
     names = ("offsets", "groups", "hashes", "sample_ids", "sizes", "heights", "widths", "encodings")
     values: dict[str, list[int]] = {name: [] for name in names}
     labels: list[list[int]] = []
+    metadata: list[list[float]] = []
     with path.open("rb") as file:
         tar = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     for entry in entries:
@@ -161,10 +174,12 @@ def build(path: Path, set_id: str, groups: Mapping[str, int] | None = None) -> t
         for name, value in zip(names, row, strict=True):
             values[name].append(value)
         labels.append(source_labels(entry, tar))
+        metadata.append(codes_of(fields, metadata_of(entry, tar) if fields else {}))
     widths = {len(row) for row in labels}
     if len(widths) > 1:
         raise ValueError(f"{path.name}: samples have {sorted(widths)} labels; all samples of a set have as many")
-    columns = columns_of([entry.key for entry in entries], labels, widths.pop(), **values)
+    keys = [entry.key for entry in entries]
+    columns = columns_of(keys, labels, widths.pop(), values, metadata, len(fields))
     parse_columns(columns.to_bytes(), path.name, path.stat().st_size)
     return columns, idx_text([entry.components for entry in entries])
 
@@ -208,7 +223,8 @@ def mend(folder: Path, private: Path | None = None, say: Callable[[str], None] =
                     f"{cols.name} cannot be made again without the groups in {private}: give --private DIR"
                 )
             groups = groups if groups is not None else groups_of(private)
-            data = build(folder / info.name, manifest.set_id, groups)[0].to_bytes()
+            fields = [field.name for field in manifest.metadata]
+            data = build(folder / info.name, manifest.set_id, groups, fields)[0].to_bytes()
             if hashlib.sha256(data).hexdigest() != info.index_sha256:
                 raise ValueError(f"{cols.name} cannot be made again as it was: {info.name} or {private} was altered")
             write_aside(cols, data)

@@ -31,6 +31,8 @@ def describe(manifest: Manifest) -> str:
         lines.append(f"{name:10} {split.samples:9} {split.groups:9} {len(split.shards):7} {megabytes:9.1f}  {counts}")
     shared = ", ".join(f"{pair} {count}" for pair, count in manifest.grouping.intersections.items()) or "not counted"
     lines.append(f"apart      by {manifest.grouping.by}; shared groups: {shared}")
+    if manifest.metadata:
+        lines.append(f"metadata   {_shorten(', '.join(field.name for field in manifest.metadata))}")
     lines.append(f"left out   {len(manifest.left_out)} samples")
     if manifest.source.dataset:
         lines.append(f"source     {manifest.source.dataset}, {manifest.source.licence or 'licence unknown'}")

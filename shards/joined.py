@@ -66,6 +66,23 @@ class JoinedSplit:
         """Targets under the view, as `Split.labels`."""
         return self._gather(np.asarray(positions, np.int64), lambda split, own: split.labels(own))
 
+    @property
+    def metadata_fields(self) -> list[str]:
+        """Metadata fields that every split holds."""
+        return [
+            field for field in self.splits[0].metadata_fields if all(field in s.metadata_fields for s in self.splits)
+        ]
+
+    def metadata(self, field: str, positions: np.ndarray | None = None) -> np.ndarray:
+        """Values of one metadata field, as `Split.metadata`."""
+        if field not in self.metadata_fields:
+            raise ValueError(
+                f"metadata field {field!r} is not in all sets of the mixture; they share "
+                f"{', '.join(self.metadata_fields) or 'none'}"
+            )
+        found = np.concatenate([split.metadata(field) for split in self.splits])
+        return found if positions is None else found[np.asarray(positions, np.int64)]
+
     def key(self, position: int) -> str:
         """The key of one sample."""
         split, own = self._one(position)

@@ -4,10 +4,21 @@ import hashlib
 import json
 import os
 import threading
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
+
+from shards.metadata import FIELDS, find_field
 
 FORMAT = "medshard-1"
 MANIFEST_NAME = "manifest.json"
@@ -96,6 +107,22 @@ class Grouping(_Part):
     how: Text
 
 
+class MetadataField(_Part):
+    """One field of `metadata.FIELDS` that the set holds. `values` are its categories in the order of their numbers in
+    the index; empty for a number.
+    """
+
+    name: Text
+    values: Annotated[list[Text], Field(max_length=1000)] = []
+
+    @model_validator(mode="after")
+    def _on_the_list(self) -> Self:
+        field = find_field(self.name)
+        if not set(self.values) <= set(field.values) or bool(self.values) == field.is_number:
+            raise ValueError(f"metadata field {self.name} has other values than the list of FORMAT.md")
+        return self
+
+
 class LeftOut(_Part):
     """A sample that was left out, and why. `key` is the key it would have had; never a source path."""
 
@@ -130,6 +157,7 @@ class Manifest(_Part):
     bits: Literal[8, 16] = 8
     mean: list[Real]
     std: list[Real]
+    metadata: Annotated[list[MetadataField], Field(max_length=64)] = []
     target_metric: Name
     knn_k: Annotated[int, Field(ge=1, le=1_000_000)] = 200
     encoding: Name
@@ -156,6 +184,8 @@ class Manifest(_Part):
         names = [shard.name for split in self.splits.values() for shard in split.shards]
         if len(set(names)) != len(names):
             raise ValueError("a shard stands twice")
+        if len({field.name for field in self.metadata}) != len(self.metadata):
+            raise ValueError("a metadata field stands twice")
         for name, view in self.views.items():
             self._check_view(name, view)
         return self
@@ -166,6 +196,14 @@ class Manifest(_Part):
             raise ValueError(f"view {name!r} maps to an index above {top}")
         if self.task == "multi-label" and not set(view.classes) <= set(self.label_columns):
             raise ValueError(f"view {name!r} names classes that are no label column")
+
+    @model_serializer(mode="wrap")
+    def _without_empty_metadata(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A set without metadata says nothing of it: its file and digest are those of releases that know none."""
+        document: dict[str, Any] = write(self)
+        if not document["metadata"]:
+            del document["metadata"]
+        return document
 
     @property
     def set_ids(self) -> list[str]:
@@ -211,6 +249,14 @@ class Manifest(_Part):
         """sha256 hex of the canonical JSON: keys sorted, no blanks, so reformatting the file does not change it."""
         text = json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def metadata_fields(names: Iterable[str]) -> list[MetadataField]:
+    """What a manifest says of these fields, in the order of the list."""
+    wanted = set(names)
+    for name in wanted:
+        find_field(name)
+    return [MetadataField(name=name, values=list(FIELDS[name].values)) for name in FIELDS if name in wanted]
 
 
 def _first_problem(error: ValidationError) -> str:

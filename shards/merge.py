@@ -14,7 +14,7 @@ import numpy as np
 
 from shards.command_line import Parser
 from shards.manifest import Grouping, Manifest, ShardInfo, Source, SplitInfo
-from shards.reshard import copy_split, new_folder, parse_size
+from shards.reshard import copy_split, new_folder, parse_size, shared_fields
 from shards.storage import open_columns
 from shards.writer import class_counts
 
@@ -63,6 +63,7 @@ def merge(
             "views": {
                 key: view for key, view in first.views.items() if all(m.views.get(key) == view for _, m in parts)
             },
+            "metadata": shared_fields(parts),
             "mean": mean,
             "std": std,
             "splits": splits,
@@ -100,7 +101,7 @@ def _refuse_differences(parts: Parts) -> None:
 def _gather(parts: Parts, column: str, split: str | None = None) -> np.ndarray:
     """A column of the indices of all parts, of one split or of all."""
     found = [
-        getattr(open_columns(folder, info, len(manifest.label_columns)), column)
+        getattr(open_columns(folder, info, manifest), column)
         for folder, manifest in parts
         for name, content in manifest.splits.items()
         if split is None or name == split
@@ -116,7 +117,7 @@ def _refuse_collisions(parts: Parts) -> None:
     owner: dict[str, str] = {}
     for folder, manifest in parts:
         for info in (shard for split in manifest.splits.values() for shard in split.shards):
-            for key in open_columns(folder, info, len(manifest.label_columns)).all_keys():
+            for key in open_columns(folder, info, manifest).all_keys():
                 if key in owner:
                     raise ValueError(f"key {key} is in {owner[key]} and in {manifest.name}: keys are unique over a set")
                 owner[key] = manifest.name

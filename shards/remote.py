@@ -81,11 +81,9 @@ class RemoteFolder:
                 "raise the limit, or reshard the set"
             )
 
-    def columns(self, info: ShardInfo, num_labels: int) -> Columns:
+    def columns(self, info: ShardInfo) -> Columns:
         """The index of a shard, fetched if need be, checked."""
-        return check_columns(
-            parse_columns(self._index(info, num_labels), f"{info.stem}.cols", info.bytes), info, num_labels
-        )
+        return check_columns(parse_columns(self._index(info), f"{info.stem}.cols", info.bytes), info, self.manifest)
 
     def split_file(self, name: str) -> Path | None:
         """The set's own split file of that name, fetched anew; None where there is none."""
@@ -99,20 +97,20 @@ class RemoteFolder:
 
     def prepare(self, infos: Sequence[ShardInfo]) -> None:
         """Fetch the indices of these shards, many at a time."""
-        labels = len(self.manifest.label_columns)
         missing = [info for info in infos if not (self.path / f"{info.stem}.cols").exists()]
         if missing:
             with ThreadPoolExecutor(min(INDEX_THREADS, len(missing))) as pool:
-                list(pool.map(lambda info: self._index(info, labels), missing))
+                list(pool.map(self._index, missing))
 
-    def _index(self, info: ShardInfo, num_labels: int) -> bytes | mmap.mmap:
+    def _index(self, info: ShardInfo) -> bytes | mmap.mmap:
         key = f"{self.key}/{info.stem}.cols"
+        own = 2 * len(self.manifest.label_columns) + 4 * len(self.manifest.metadata)
         silence = _Silence(self.patience, f"{self.where}/{info.stem}.cols")
         while (mapped := self.cache.open(key)) is None:
             file = self.cache.begin(key, 0, NOW)  # its size is not known before it comes
             if not isinstance(file, Refusal):
                 with file:
-                    most = HEADER.size + info.samples * (BYTES_A_SAMPLE + 2 * num_labels + MAX_STORED_KEY_BYTES)
+                    most = HEADER.size + info.samples * (BYTES_A_SAMPLE + own + MAX_STORED_KEY_BYTES)
                     data = fetch_index(self.place, info, most)
                     if not self.cache.grow(key, len(data)):
                         return data  # no room beside what the plan needs: this process alone keeps it

@@ -17,8 +17,9 @@ import xxhash
 
 from shards.command_line import Parser
 from shards.index import ENCODING_NAMES, EXTENSION_ENCODINGS, Columns
-from shards.indexing import document_of, entries_of
-from shards.manifest import Manifest, ShardInfo
+from shards.indexing import document_of, entries_of, metadata_of
+from shards.manifest import Manifest, MetadataField, ShardInfo, metadata_fields
+from shards.metadata import Metadata
 from shards.storage import open_columns
 from shards.writer import ShardWriter
 
@@ -48,12 +49,13 @@ class Stored:
     width: int
     group: int
     extra: Mapping[str, Any]
+    metadata: Metadata
     identity: int
 
 
 def stored_samples(folder: Path, manifest: Manifest, info: ShardInfo) -> Iterator[Stored]:
     """All samples of a shard in stored order, each hash checked; ValueError if anything would be lost in copying."""
-    columns = open_columns(folder, info, len(manifest.label_columns))
+    columns = open_columns(folder, info, manifest)
     with (folder / info.name).open("rb") as file:
         tar = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     entries = entries_of(folder / info.name)
@@ -68,10 +70,21 @@ def stored_samples(folder: Path, manifest: Manifest, info: ShardInfo) -> Iterato
                 )
         for field in ("labels", "height", "width"):
             extra.pop(field, None)
-        yield _stored(columns, row, entry.key, tar, info, extra)
+        metadata = metadata_of(entry, tar)
+        if manifest.metadata:
+            extra.pop("metadata", None)
+        yield _stored(columns, row, entry.key, tar, info, extra, metadata if manifest.metadata else {})
 
 
-def _stored(columns: Columns, row: int, key: str, tar: memoryview, info: ShardInfo, extra: dict[str, Any]) -> Stored:
+def _stored(
+    columns: Columns,
+    row: int,
+    key: str,
+    tar: memoryview,
+    info: ShardInfo,
+    extra: dict[str, Any],
+    metadata: Metadata,
+) -> Stored:
     offset = int(columns.offsets[row])
     image = tar[offset : offset + int(columns.sizes[row])]
     if xxhash.xxh3_64_intdigest(image) != int(columns.hashes[row]):
@@ -85,6 +98,7 @@ def _stored(columns: Columns, row: int, key: str, tar: memoryview, info: ShardIn
         int(columns.widths[row]),
         int(columns.groups[row]),
         extra,
+        metadata,
         int(columns.sample_ids[row]),
     )
 
@@ -100,13 +114,14 @@ def copy_split(
     """Write one split of several sets into shards of about `shard_bytes`, in stored order; `done` hears each source."""
     infos: list[ShardInfo] = []
     writer: ShardWriter | None = None
+    fields = [field.name for field in shared_fields(sources)]
     try:
         for folder, manifest in sources:
             for info in manifest.splits[split].shards if split in manifest.splits else []:
                 for sample in stored_samples(folder, manifest, info):
-                    writer = writer or ShardWriter(out, split, len(infos), set_id, task=manifest.task)
-                    fields = {name: value for name, value in vars(sample).items() if name != "image"}
-                    writer.add(image=bytes(sample.image), **fields)
+                    writer = writer or ShardWriter(out, split, len(infos), set_id, task=manifest.task, fields=fields)
+                    values = {name: value for name, value in vars(sample).items() if name != "image"}
+                    writer.add(image=bytes(sample.image), **values)
                     if writer.num_bytes >= shard_bytes:
                         infos.append(writer.close())
                         writer = None
@@ -118,6 +133,11 @@ def copy_split(
             writer.abort()
         raise
     return infos
+
+
+def shared_fields(sources: Sequence[tuple[Path, Manifest]]) -> list[MetadataField]:
+    """The metadata fields that at least one of the sets holds."""
+    return metadata_fields(field.name for _, manifest in sources for field in manifest.metadata)
 
 
 @contextmanager
@@ -148,7 +168,8 @@ def reshard(
             for name, split in manifest.splits.items()
         }
         conversion = manifest.conversion | {"resharded_from": manifest.digest}
-        new = manifest.model_copy(update={"splits": splits, "conversion": conversion})
+        changed = {"splits": splits, "conversion": conversion, "metadata": shared_fields([(folder, manifest)])}
+        new = manifest.model_copy(update=changed)
         new.write(aside)
     return new
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from shards.decoding import decode
 from shards.identity import sample_id
-from shards.manifest import Grouping, LabelView, Manifest, ShardInfo, SplitInfo, Task
+from shards.manifest import Grouping, LabelView, Manifest, ShardInfo, SplitInfo, Task, metadata_fields
 from shards.shardset import ShardSet
 from shards.writer import Sample, ShardWriter, class_counts
 
@@ -28,13 +28,17 @@ def write_set(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     details: Mapping[str, Any] | None = None,
+    fields: Sequence[str] = (),
 ) -> ShardSet:
     """Write a whole set, in the order of `samples`; the manifest comes last, so an interrupted set is no set.
 
     `shard_size` counts samples: one number, or for a split the sizes of its shards (the last size repeats). `mean` and
     `std` are measured on the training split where they are not given. `details` sets further manifest fields.
+    `fields` are the metadata fields (shards.metadata) that samples may tell.
     """
-    if clash := sorted({"name", "set_id", "task", "channels", "bits", "mean", "std", "splits"} & set(details or {})):
+    if clash := sorted(
+        {"name", "set_id", "task", "channels", "bits", "mean", "std", "splits", "metadata"} & set(details or {})
+    ):
         raise ValueError(
             f"details may not hold {clash[0]!r}: it is an argument of write_set, or follows from the samples"
         )
@@ -42,7 +46,8 @@ def write_set(
     folder.mkdir(parents=True, exist_ok=True)
     set_id = set_id or hashlib.blake2b(name.encode(), digest_size=16, person=b"medshard-set").hexdigest()
     statistics = _Statistics() if mean is None or std is None else None
-    tally = _Tally(folder, set_id, task, shard_size)
+    known = metadata_fields(fields)
+    tally = _Tally(folder, set_id, task, shard_size, [field.name for field in known])
     try:
         for sample in samples:
             tally.add(sample)
@@ -53,7 +58,7 @@ def write_set(
             mean, std = statistics.result(channels)
         columns = list(classes) if task == "multi-label" else ["label"]
         mapping = {"0": 0, "1": 1} if task == "multi-label" else {str(i): i for i in range(len(classes))}
-        fields: dict[str, Any] = {
+        content: dict[str, Any] = {
             "name": name,
             "set_id": set_id,
             "task": task,
@@ -65,15 +70,16 @@ def write_set(
             "mean": list(mean or []),
             "std": list(std or []),
             "target_metric": "roc_auc" if task == "multi-label" else "accuracy",
+            "metadata": known,
             "encoding": tally.encoding,
             "grouping": tally.grouping(),
         } | dict(details or {})
-        view = LabelView.model_validate(fields["views"][fields.get("label_view", "default")])
-        fields["classes"] = view.classes
-        fields["splits"] = {
-            key: tally.info(key, view, fields["label_columns"], shards) for key, shards in splits.items()
+        view = LabelView.model_validate(content["views"][content.get("label_view", "default")])
+        content["classes"] = view.classes
+        content["splits"] = {
+            key: tally.info(key, view, content["label_columns"], shards) for key, shards in splits.items()
         }
-        Manifest.model_validate(fields).write(folder)
+        Manifest.model_validate(content).write(folder)
     except BaseException:
         tally.abort()
         raise
@@ -83,7 +89,15 @@ def write_set(
 class _Tally:
     """The open shard of each split, and what the manifest will say of them."""
 
-    def __init__(self, folder: Path, set_id: str, task: Task, shard_size: int | Mapping[str, Sequence[int]]):
+    def __init__(
+        self,
+        folder: Path,
+        set_id: str,
+        task: Task,
+        shard_size: int | Mapping[str, Sequence[int]],
+        fields: Sequence[str] = (),
+    ):
+        self.fields = fields
         self.folder, self.set_id, self.task, self.shard_size = folder, set_id, task, shard_size
         self.encoding = ""
         self._open: dict[str, ShardWriter] = {}
@@ -107,9 +121,18 @@ class _Tally:
                 f"samples {self._ids[identity]} and {sample.key} have one id: keys are unique over the set"
             )
         if split not in self._open:
-            self._open[split] = ShardWriter(self.folder, split, len(done), self.set_id, task=self.task)
+            self._open[split] = ShardWriter(
+                self.folder, split, len(done), self.set_id, task=self.task, fields=self.fields
+            )
         self._open[split].add(
-            sample.key, sample.image, sample.encoding, sample.labels, sample.height, sample.width, sample.group
+            sample.key,
+            sample.image,
+            sample.encoding,
+            sample.labels,
+            sample.height,
+            sample.width,
+            sample.group,
+            metadata=sample.metadata,
         )
         self._ids[identity] = sample.key
         self._labels.setdefault(split, []).append(tuple(sample.labels))

@@ -16,6 +16,7 @@ import xxhash
 
 from shards.index import Columns
 from shards.manifest import BLANK_LABEL, LabelView, ShardInfo, SplitInfo, Task
+from shards.metadata import decoded
 from shards.overrides import LabelFile, SplitFile
 from shards.plan import Plan
 from shards.storage import (
@@ -97,7 +98,7 @@ class Split:
         return f"Split({self.name!r}, {self.num_samples} samples in {len(self.shards)} shards of {self.storage.where})"
 
     def _open_columns(self, shard: int) -> Columns:
-        return self.storage.columns(self.shards[shard], len(self.manifest.label_columns))
+        return self.storage.columns(self.shards[shard])
 
     def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Shard number and row in that shard's index for positions int64[n]; ValueError outside 0..num_samples-1."""
@@ -162,6 +163,33 @@ class Split:
     def groups(self, positions: np.ndarray | None = None) -> np.ndarray:
         """Group hashes uint64[n], of all samples or of positions int64[n]."""
         return self._gather("groups", positions)
+
+    @property
+    def metadata_fields(self) -> list[str]:
+        """Names of the metadata fields that this set holds: what subgroups can be reported by."""
+        return [field.name for field in self.manifest.metadata]
+
+    def metadata(self, field: str, positions: np.ndarray | None = None) -> np.ndarray:
+        """Values of one metadata field, of all samples or of positions int64[n].
+
+        A category ("sex", "age", "view" …) gives str[n], "" where unknown; a number ("pixel_spacing_mm") float32[n],
+        NaN where unknown. FORMAT.md lists the fields and their values.
+
+        Raises:
+            ValueError: the set does not hold that field; the text names those that it holds.
+        """
+        if field not in self.metadata_fields:
+            held = ", ".join(self.metadata_fields) or "no metadata"
+            raise ValueError(f"metadata field {field!r} is not in {self.manifest.name}; it has {held}")
+        number = self.metadata_fields.index(field)
+        if positions is None:
+            self.storage.prepare(self.shards)
+        shards, rows = self.locate(np.arange(self.num_samples) if positions is None else positions)
+        codes = np.empty(len(rows), np.float32)
+        for shard in np.unique(shards):
+            here = np.flatnonzero(shards == shard)
+            codes[here] = self._columns[int(shard)].metadata[rows[here], number]
+        return decoded(codes, self.manifest.metadata[number].values)
 
     def class_counts(self) -> dict[str, int]:
         """Samples of each class under the view (multi-label: positives)."""
@@ -306,7 +334,7 @@ class ShardSet:
             return
         for info in (info for split in self.manifest.splits.values() for info in split.shards):
             self.storage.check(info)
-            self.storage.columns(info, len(self.manifest.label_columns))
+            self.storage.columns(info)
 
     def shared_groups(self) -> dict[str, int]:
         """Groups that each pair of splits shares under the view and files in force, counted: {"train-val": 0, …}."""
@@ -320,7 +348,7 @@ class ShardSet:
 
     def _select(self, shard: ShardInfo, split: str) -> np.ndarray | None:
         """Rows of a shard that belong to a split and have a class, int32; None for all of them."""
-        columns = self.storage.columns(shard, len(self.manifest.label_columns))
+        columns = self.storage.columns(shard)
         keep = np.ones(len(columns), bool)
         if self._split_file is not None:
             keep &= self._split_file.member(columns.sample_ids, split)

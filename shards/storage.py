@@ -17,6 +17,7 @@ import numpy as np
 
 from shards.index import Columns, read_columns
 from shards.manifest import Manifest, ShardInfo
+from shards.metadata import problem_of
 
 if TYPE_CHECKING:
     from shards.fetching import Patience
@@ -72,7 +73,7 @@ class Storage(Protocol):
     path: Path  # a folder of this machine that holds manifest.json
     manifest: Manifest
 
-    def columns(self, info: ShardInfo, num_labels: int) -> Columns:
+    def columns(self, info: ShardInfo) -> Columns:
         """The index of a shard, checked."""
 
     def prepare(self, infos: Sequence[ShardInfo]) -> None:
@@ -125,9 +126,9 @@ class LocalFolder:
         self._infos: dict[str, ShardInfo] = {}
         self._tars: Mapped[str, memoryview] = Mapped(self._open_tar)
 
-    def columns(self, info: ShardInfo, num_labels: int) -> Columns:
+    def columns(self, info: ShardInfo) -> Columns:
         """The index of a shard, checked. ValueError in one line."""
-        return open_columns(self.path, info, num_labels)
+        return open_columns(self.path, info, self.manifest)
 
     def prepare(self, infos: Sequence[ShardInfo]) -> None:
         """They are here."""
@@ -160,18 +161,27 @@ class LocalFolder:
         return NothingAhead()
 
 
-def open_columns(folder: Path, info: ShardInfo, num_labels: int) -> Columns:
+def open_columns(folder: Path, info: ShardInfo, manifest: Manifest) -> Columns:
     """Map the index of a shard and check it against the manifest's entry. ValueError in one line."""
-    return check_columns(read_columns(folder / f"{info.stem}.cols", info.bytes), info, num_labels)
+    return check_columns(read_columns(folder / f"{info.stem}.cols", info.bytes), info, manifest)
 
 
-def check_columns(columns: Columns, info: ShardInfo, num_labels: int) -> Columns:
-    """Hold an index against the manifest's entry. ValueError in one line."""
+def check_columns(columns: Columns, info: ShardInfo, manifest: Manifest) -> Columns:
+    """Hold an index against the manifest and its entry there. ValueError in one line."""
+    num_labels, fields = len(manifest.label_columns), manifest.metadata
     if len(columns) != info.samples or columns.labels.shape[1] != num_labels:
         raise ValueError(
             f"{info.stem}.cols holds {len(columns)} samples of {columns.labels.shape[1]} labels, the manifest says "
             f"{info.samples} of {num_labels}: it belongs to another set or is altered"
         )
+    if columns.metadata.shape[1] != len(fields):
+        raise ValueError(
+            f"{info.stem}.cols holds {columns.metadata.shape[1]} metadata fields, the manifest says {len(fields)}: it "
+            "belongs to another set or is altered"
+        )
+    for number, field in enumerate(fields):
+        if problem := problem_of(columns.metadata[:, number], field.name, field.values):
+            raise ValueError(f"{info.stem}.cols is damaged: {problem}; make it again with `python -m shards index`")
     return columns
 
 

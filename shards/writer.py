@@ -6,7 +6,7 @@ import json
 import os
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,6 +17,7 @@ import xxhash
 from shards.identity import check_key, sample_id
 from shards.index import ENCODINGS, MAX_PIXELS, MAX_SIDE, columns_of, idx_text
 from shards.manifest import BLANK_LABEL, LabelView, ShardInfo, Task, sync_folder, write_aside
+from shards.metadata import Metadata, codes_of, rounded
 
 
 @dataclass(frozen=True)
@@ -31,25 +32,36 @@ class Sample:
     height: int
     width: int
     group: int
+    metadata: Metadata = field(default_factory=dict)
 
 
 class ShardWriter:
     """Writes `SPLIT-000000.tar` with its `.idx` and `.cols`; a context manager.
 
     All three are written aside and renamed on `close`; an exception inside the `with` leaves nothing behind. `info`
-    holds the ShardInfo afterwards.
+    holds the ShardInfo afterwards. `fields` are the set's metadata fields, in the manifest's order.
     """
 
-    def __init__(self, folder: str | Path, split: str, shard_index: int, set_id: str, *, task: Task = "single-label"):
+    def __init__(
+        self,
+        folder: str | Path,
+        split: str,
+        shard_index: int,
+        set_id: str,
+        *,
+        task: Task = "single-label",
+        fields: Sequence[str] = (),
+    ):
         self.folder = Path(folder)
         self.stem = f"{split}-{shard_index:06d}"
-        self.set_id, self.task = set_id, task
+        self.set_id, self.task, self.fields = set_id, task, tuple(fields)
         self.info: ShardInfo | None = None
         self._aside = self.folder / f".{self.stem}.tar.partial"
         self._file: io.BufferedWriter | None = self._aside.open("wb")
         self._sha256, self._position = hashlib.sha256(), 0
         self._keys: dict[str, None] = {}
         self._labels: list[tuple[int, ...]] = []
+        self._metadata: list[list[float]] = []
         self._values: dict[str, list[int]] = {
             name: []
             for name in ("offsets", "groups", "hashes", "sample_ids", "sizes", "heights", "widths", "encodings")
@@ -87,10 +99,19 @@ class ShardWriter:
         group: int,
         extra: Mapping[str, Any] | None = None,
         *,
+        metadata: Metadata | None = None,
         identity: int | None = None,
     ) -> None:
-        """Append one sample. `identity` keeps a sample id that another set gave (reshard, merge)."""
+        """Append one sample. `identity` keeps a sample id that another set gave (reshard, merge).
+
+        Raises:
+            ValueError: metadata that is not on the list or none of the set's fields, and whatever else is outside
+            FORMAT.md.
+        """
         self._check(key, image, encoding, labels, height, width)
+        known = rounded(metadata or {})
+        codes = codes_of(self.fields, known)
+        extra = dict(extra or {}) | ({"metadata": known} if known else {})
         name, (code, extensions) = check_key(key), ENCODINGS[encoding]
         components = [self._member(name, extensions[0], image)]
         offset = components[0][1]
@@ -99,6 +120,7 @@ class ShardWriter:
         ]
         self._keys[key] = None
         self._labels.append(tuple(labels))
+        self._metadata.append(codes)
         self._components.append(components)
         row = {
             "offsets": offset,
@@ -168,7 +190,14 @@ class ShardWriter:
             assert self._file is not None
             self._file.flush()
             os.fsync(self._file.fileno())
-            columns = columns_of(list(self._keys), self._labels, len(self._labels[0]), **self._values).to_bytes()
+            columns = columns_of(
+                list(self._keys),
+                self._labels,
+                len(self._labels[0]),
+                self._values,
+                self._metadata,
+                len(self.fields),
+            ).to_bytes()
             for suffix, data in ((".cols", columns), (".idx", idx_text(self._components).encode())):
                 self._written.append(self.folder / f"{self.stem}{suffix}")
                 write_aside(self._written[-1], data)

@@ -81,7 +81,7 @@ def test_a_mutated_index_is_refused(tiny_set: Path, data: st.DataObject) -> None
 @given(n=st.integers(0, 2**64 - 1), labels=st.integers(0, 2**32 - 1), keys=st.integers(0, 2**64 - 1))
 def test_a_header_cannot_ask_for_memory(n: int, labels: int, keys: int) -> None:
     with pytest.raises(ValueError):
-        parse_columns(HEADER.pack(b"MEDSCOLS", 1, labels, n, keys, 0) + bytes(100), "x.cols")
+        parse_columns(HEADER.pack(b"MEDSCOLS", 1, labels, n, keys, 0, 0) + bytes(100), "x.cols")
 
 
 @pytest.mark.parametrize(
