@@ -70,9 +70,7 @@ class Samples(NamedTuple):
 def samples_of(folder: Path, manifest: Manifest) -> Samples:
     """One pass over the indices of a local set."""
     parts = [
-        (name, open_columns(folder, info, len(manifest.label_columns)))
-        for name, split in manifest.splits.items()
-        for info in split.shards
+        (name, open_columns(folder, info, manifest)) for name, split in manifest.splits.items() for info in split.shards
     ]
     return Samples(
         [key for _, columns in parts for key in columns.all_keys()],
