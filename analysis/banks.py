@@ -151,7 +151,7 @@ def _fill(
     bar = tqdm(total=total, initial=consumed, desc=name, unit="img", disable=None, dynamic_ncols=True)
     try:
         with evaluating(model), tapped(model, taps) as outputs, torch.inference_mode(), bar:
-            for count, (images, labels, ids, valid) in enumerate(loader_from(consumed)):
+            for count, (images, labels, ids, valid, *_) in enumerate(loader_from(consumed)):
                 room = total - consumed
                 keep = valid.cpu().numpy() & (np.arange(len(ids)) < room)
                 outputs.clear()

@@ -1,12 +1,15 @@
 """Centred kernel alignment of all layer groups with all: what training kept, and where.
 
-    python analysis/cka.py RUN [--split test] [--features pooled|tokens] [--against RUN2]
+    python analysis/cka.py RUN [--split test] [--features pooled|tokens] [--whole] [--against RUN2] [--study-exact]
 
 Three matrices: start with start, end with start, end with end; with `--against`, the ends of two runs (any two models
 of the same shard set). Linear and unbiased, once over the whole split and once from mini-batches whose HSIC is summed
 before the division; with a null level (shuffled images), a ceiling (two halves of a layer's features) and second
-opinions for each layer with itself. `--features tokens` compares unpooled activations, by mini-batches alone: they
-are never stored. Writes analysis/cka.json and cka.svg (cka-NAME.json with `--against`).
+opinions for each layer with itself. `--features tokens` compares unpooled activations, which are never stored: by
+mini-batches, and with `--whole` over the whole split by tiles of the Grams within `--memory` GB, at the cost of more
+forward passes. `--study-exact` gives the published study's numbers in place of ours (unpooled, batches of 64 as
+stored, the ratios averaged). Writes analysis/cka.json and cka.svg (cka-NAME.json with `--against`, cka-tokens,
+cka-study).
 """
 
 import argparse
@@ -20,36 +23,53 @@ from analysis.charts import heat_map, standalone
 from analysis.opinions import cca_r2, ceiling, image_halves, null_level, procrustes
 from analysis.results import write_result
 from analysis.session import Session, announce, launch, parser, table
-from analysis.similarity import cka_of_hsic, hsic_of_layers, minibatch_hsic
-from analysis.tokens import token_hsic
+from analysis.similarity import batch_hsics, cka_of_hsic, hsic_of_layers, jackknife_error
+from analysis.tokens import TokenHsic, token_hsic, whole_token_hsic
 
 CAPTION = "linear CKA with the unbiased HSIC_1 (Song et al., 2012), 1 = same up to rotation and scale, 0 = unrelated"
+STUDY_CAPTION = (
+    "CKA as the published study's code has it: unpooled, batches of 64 in the order of the shards, the mean of their "
+    "ratios; class-sorted data makes it far too small"
+)
+STUDY_BATCH = 64
 
 
 def main(args: argparse.Namespace) -> None:
     """Extract or find the features, compare, write, tell."""
+    if args.study_exact:
+        args = argparse.Namespace(**{**vars(args), "features": "tokens", "taps": "fine", "minibatch": STUDY_BATCH})
     session = Session(args)
     other = _other(args, session)
     sides = _sides(session, other)
-    name = "cka" if other is None else f"cka-{other.run.name}"
-    if args.features == "tokens":
-        name += "-tokens"
+    name = _name(args, other)
     request = session.request(
         *session.states,
         features=args.features,
         pool=args.pool if args.features == "pooled" else None,
         minibatch=args.minibatch,
+        whole=args.whole or args.features == "pooled",
+        study_exact=args.study_exact,
         against=other.request("end") if other is not None else None,
     )
     if session.answered(name, request):
         return
-    if args.features == "tokens":
-        values = of_tokens(sides, args.minibatch, args.seed)
+    if args.study_exact:
+        values = as_the_study(sides)
+    elif args.features == "tokens":
+        values = of_tokens(sides, args.minibatch, args.seed, args.memory * 1e9 if args.whole else None)
     else:
         values = of_pooled(sides, args.pool, args.minibatch, args.seed)
-    values = {"about": CAPTION, "features": args.features, "sides": _labels(sides), **values}
+    about = STUDY_CAPTION if args.study_exact else CAPTION
+    values = {"about": about, "features": args.features, "sides": _labels(sides), **values}
     path = write_result(session.out, name, request, values, standalone(figure(values)))
     announce(path, text(values))
+
+
+def _name(args: argparse.Namespace, other: Session | None) -> str:
+    name = "cka" if other is None else f"cka-{other.run.name}"
+    if args.study_exact:
+        return name + "-study"
+    return name + "-tokens" if args.features == "tokens" else name
 
 
 Side = tuple[str, Session, str]  # what it is called, whose it is, which state
@@ -85,14 +105,14 @@ def of_pooled(sides: Sequence[Side], how: str, minibatch: int, seed: int) -> dic
         raise ValueError("the two sides saw different images: is an image damaged? check the shards")
     arrays = [bank.layer(layer, how) for _, bank, layers in banks for layer in layers]
     whole, way = hsic_of_layers(arrays)
-    batched = minibatch_hsic(arrays, ids, batch=minibatch, seed=seed)
+    batched = batch_hsics(arrays, ids, batch=minibatch, seed=seed)
     sizes = [(name, len(layers)) for name, _, layers in banks]
     values = {
         "pooling": how,
         "images": len(ids),
         "computed": way,
         "whole": blocks(cka_of_hsic(whole), sizes),
-        "minibatch": blocks(cka_of_hsic(batched), sizes),
+        **_minibatch(batched, sizes),
     }
     if len(banks) == 2 and banks[0][2] == banks[1][2]:
         pairs = {layer: (banks[0][1].layer(layer, how), banks[1][1].layer(layer, how)) for layer in banks[0][2]}
@@ -100,11 +120,35 @@ def of_pooled(sides: Sequence[Side], how: str, minibatch: int, seed: int) -> dic
     return values
 
 
-def of_tokens(sides: Sequence[Side], minibatch: int, seed: int) -> dict[str, Any]:
-    """CKA of unpooled activations from mini-batches: Grams are made as the activations pass."""
-    hsic, images = token_hsic([(session, state) for _, session, state in sides], minibatch, seed)
-    sizes = [(name, len(session.taps)) for name, session, _ in sides]
-    return {"pooling": None, "images": images, "minibatch": blocks(cka_of_hsic(hsic), sizes)}
+def of_tokens(sides: Sequence[Side], minibatch: int, seed: int, memory: float | None) -> dict[str, Any]:
+    """CKA of unpooled activations from mini-batches and, within `memory` bytes, over the whole split."""
+    states, sizes = [(session, state) for _, session, state in sides], _sizes(sides)
+    found = token_hsic(states, minibatch, seed)
+    values = {"pooling": None, "images": found.images, **_minibatch(found.batches, sizes)}
+    if memory is None:
+        return values
+    tiled: TokenHsic = whole_token_hsic(states, memory)
+    whole = {"computed": "tiles", "passes": tiled.passes, "whole": blocks(cka_of_hsic(tiled.batches[0]), sizes)}
+    return {**values, **whole}
+
+
+def as_the_study(sides: Sequence[Side]) -> dict[str, Any]:
+    """The published numbers: ratios of batches as stored, averaged."""
+    found = token_hsic([(session, state) for _, session, state in sides], STUDY_BATCH, 0, as_stored=True)
+    ratios = np.mean([cka_of_hsic(batch) for batch in found.batches], 0)
+    return {"pooling": None, "images": found.images, "minibatch": blocks(ratios, _sizes(sides))}
+
+
+def _sizes(sides: Sequence[Side]) -> list[tuple[str, int]]:
+    return [(name, len(session.taps)) for name, session, _ in sides]
+
+
+def _minibatch(hsics: np.ndarray, sizes: Sequence[tuple[str, int]]) -> dict[str, Any]:
+    """CKA of summed mini-batches, and how far other batches would have moved it (one standard error)."""
+    return {
+        "minibatch": blocks(cka_of_hsic(hsics.mean(0)), sizes),
+        "minibatch_error": blocks(jackknife_error(hsics), sizes),
+    }
 
 
 def frame(first: np.ndarray, second: np.ndarray, seed: int) -> dict[str, Any]:
@@ -186,5 +230,12 @@ if __name__ == "__main__":
         help="of tokens (default both: a stem's cls alone is constant)",
     )
     made.add_argument("--minibatch", type=int, default=64, help="images of a mini-batch (default 64)")
+    made.add_argument(
+        "--whole", action="store_true", help="of tokens: over the whole split, too, not by mini-batches alone"
+    )
+    made.add_argument(
+        "--memory", type=float, default=2.0, help="GB of activations held for --whole; less costs passes (default 2)"
+    )
+    made.add_argument("--study-exact", action="store_true", help="the published study's numbers, mistakes and all")
     made.add_argument("--against", type=Path, help="another run of the same shard set: ends are compared")
     launch(made, main)

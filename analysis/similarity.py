@@ -78,6 +78,19 @@ def cka_of_hsic(hsic: Array) -> Float64:
     return np.asarray(hsic, np.float64) / np.sqrt(own[:, None] * own[None])
 
 
+def hsic_of_sums(trace: Float64, sums: Float64) -> Float64:
+    """Return HSIC_1 [L, L] from tr(K~ L~) [L, L] and the row sums of each K~ [L, n] (Song et al., 2012, eq. 5).
+
+    The caller centres features at least roughly: the terms cancel, and a common mean would be what is left.
+    """
+    n = sums.shape[1]
+    if n < MIN_IMAGES:
+        raise ValueError(f"unbiased CKA needs at least {MIN_IMAGES} images, got {n}: raise --limit")
+    totals = sums.sum(1)
+    corrected = trace + np.outer(totals, totals) / ((n - 1) * (n - 2)) - 2 / (n - 2) * (sums @ sums.T)
+    return np.asarray(corrected / (n * (n - 3)))
+
+
 def hsic_in_features(layers: Sequence[Array], rows: int = 4096) -> Float64:
     """Return HSIC_1 [L, L] of layers [n, d_i] without any n x n matrix: n d_i d_j work a pair, d_i d_j memory.
 
@@ -101,9 +114,7 @@ def hsic_in_features(layers: Sequence[Array], rows: int = 4096) -> Float64:
                 cross += left.T @ (left if i == j else layers[j][part].astype(np.float64) - means[j])
             trace[i, j] += np.einsum("de,de->", cross, cross)
             trace[j, i] = trace[i, j]
-    totals = sums.sum(1)
-    corrected = trace + np.outer(totals, totals) / ((n - 1) * (n - 2)) - 2 / (n - 2) * (sums @ sums.T)
-    return corrected / (n * (n - 3))
+    return hsic_of_sums(trace, sums)
 
 
 def hsic_in_tiles(layers: Sequence[Array], tile_bytes: int = TILE_BYTES) -> Float64:
@@ -148,11 +159,27 @@ def minibatch_hsic(layers: Sequence[Array], sample_ids: NDArray[np.integer], *, 
     CKA of the result divides sums by sums; averaging the ratios of single batches is biased. The batches depend on the
     ids and the seed alone, so the order in which a loader met the images changes nothing.
     """
+    return batch_hsics(layers, sample_ids, batch=batch, seed=seed).mean(0)
+
+
+def batch_hsics(layers: Sequence[Array], sample_ids: NDArray[np.integer], *, batch: int, seed: int = 0) -> Float64:
+    """Return HSIC_1 [m, L, L] of each of the m mini-batches whose mean `minibatch_hsic` is."""
     parts = batches_of(sample_ids, batch=batch, seed=seed)
-    hsic = np.zeros((len(layers), len(layers)))
-    for part in parts:
-        hsic += hsic_of_grams(np.stack([linear_gram(layer[part]) for layer in layers]))
-    return hsic / len(parts)
+    return np.stack([hsic_of_grams(np.stack([linear_gram(layer[part]) for layer in layers])) for part in parts])
+
+
+def jackknife_error(hsics: Array) -> Float64:
+    """Return the standard error [L, L] of the CKA of averaged HSIC [m, L, L]: what other batches would have changed.
+
+    Each batch is left out in turn (Efron and Stein, 1981): variance (m - 1) / m sum (CKA_-i - mean)^2. NaN for one
+    batch alone.
+    """
+    m, total = len(hsics), hsics.sum(0)
+    if m < 2:
+        return np.full(total.shape, np.nan)
+    without = [cka_of_hsic((total - one) / (m - 1)) for one in hsics]
+    mean = sum(without) / m
+    return np.sqrt((m - 1) / m * sum((one - mean) ** 2 for one in without))
 
 
 def batches_of(sample_ids: NDArray[np.integer], *, batch: int, seed: int) -> list[NDArray[np.int64]]:

@@ -148,7 +148,7 @@ def extract(
     ids: list[np.ndarray] = []
     seen = 0
     with evaluating(model), tapped(model, taps) as outputs, torch.inference_mode():
-        for batch_images, batch_labels, batch_ids, valid in loader:
+        for batch_images, batch_labels, batch_ids, valid, *_ in loader:
             keep = _kept(valid, None if limit is None else limit - seen)
             outputs.clear()
             model(batch_images.to(device))

@@ -1,0 +1,56 @@
+"""Run directories as training writes them, of weights from two seeds, and the arguments of the scripts over them."""
+
+import json
+from argparse import Namespace
+from pathlib import Path
+
+import torch
+
+from analysis import probe
+from analysis.session import parser
+from shards.shardset import ShardSet
+from train.config import Config
+from train.models import create
+from train.rundir import WeightsInfo, save_weights
+
+
+def make_run(
+    folder: Path, set_path: Path, model: str, side: int, *, init: bool = True, seeds: tuple[int, int] = (0, 1)
+) -> Path:
+    """A run directory whose weights come from two seeds."""
+    torch.set_num_threads(1)
+    shards = ShardSet(set_path)
+    manifest = shards.manifest
+    config = Config.model_validate({"data": {"shards": str(set_path), "image_size": side}, "model": {"model": model}})
+    content = config.model_dump(mode="json")
+    info = WeightsInfo(
+        model, shards.num_classes, manifest.channels, side, tuple(shards.classes), tuple(manifest.mean),
+        tuple(manifest.std), manifest.digest, content,
+    )  # fmt: skip
+    (folder / "weights").mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"format": 1, "config": content}))
+    for name, seed in zip(("init", "best"), seeds, strict=True):
+        if name == "best" or init:
+            made = create(model, shards.num_classes, manifest.channels, img_size=side, seed=seed)
+            save_weights(folder / "weights" / f"{name}.safetensors", made.state_dict(), info)
+    return folder
+
+
+def arguments(run: Path, *flags: str, script: str = "knn") -> Namespace:
+    made = parser("test")
+    if script == "knn":
+        made.add_argument("--k", type=int)
+        made.add_argument("--temperature", type=float, default=0.1)
+    if script in ("knn", "probe"):
+        probe.flags(made)
+    if script == "cka":
+        made.add_argument("--features", default="pooled")
+        made.add_argument("--pool", default="auto")
+        made.add_argument("--minibatch", type=int, default=8)
+        made.add_argument("--against", type=Path)
+        made.add_argument("--whole", action="store_true")
+        made.add_argument("--memory", type=float, default=2.0)
+        made.add_argument("--study-exact", action="store_true")
+    if script == "reinit":
+        made.add_argument("--to", default="start")
+    return made.parse_args([str(run), "--batch", "8", "--threads", "1", *flags])
