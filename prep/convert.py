@@ -10,16 +10,20 @@ import math
 import re
 from pathlib import Path
 
+from prep.delivery import deliver_manifest, listing, read_manifest, remove
 from prep.finishing import make_manifest, versions
+from prep.places import StoreFailed, is_far
 from prep.planning import ConvertOptions, Planned, make_plan, make_tasks
 from prep.pool import Progress, run_tasks
 from prep.private import PrivateFolder
 from prep.records import RawDataset
-from prep.tasks import Outcome, Task, finished, undecodable
+from prep.tasks import Outcome, Task, finished, keep, undecodable
+from shards.fetching import shown
 from shards.manifest import MANIFEST_NAME, Manifest
-from shards.storage import SPLITS_FOLDER
 
-OURS = re.compile(r"\.?(train|val|test)-\d{6}\.(tar|idx|cols)(\.partial)?|\.manifest\.json\.partial")
+OURS = re.compile(
+    r"\.?(train|val|test)-\d{6}\.(tar|idx|cols)(\.[0-9a-f-]+)?(\.zst)?(\.[0-9-]+)?(\.partial)?|\.manifest\.json\.partial"
+)
 
 
 def convert(
@@ -32,7 +36,7 @@ def convert(
     """
     out = out.resolve()
     dataset.require(root)
-    _check_output(out)
+    _check_output(out, options.url)
     private = PrivateFolder(out)
     read_only = not private.path.exists() and not out.exists()
     try:
@@ -56,58 +60,87 @@ def _drop_unused(folder: Path) -> None:
 def _convert(
     dataset: RawDataset, root: Path, out: Path, private: PrivateFolder, options: ConvertOptions, salt_file: Path | None
 ) -> tuple[Manifest, bool]:
-    if dataset.unpack is not None:
+    if dataset.unpack is not None and not is_far(root):
         dataset.unpack(root)
     salt = private.salt(salt_file)
     plan = make_plan(dataset, root, options, salt)
-    if (out / MANIFEST_NAME).is_file():
-        return _already_done(out, plan, options), False
-    out.mkdir(parents=True, exist_ok=True)
-    run = hashlib.sha256(json.dumps([plan.set_id, versions()]).encode()).hexdigest()[:16]
+    if (done := _finished_set(out, options)) is not None:
+        return _already_done(done, out, plan, options), False
+    if options.url is None:
+        out.mkdir(parents=True, exist_ok=True)
+    made_with = [plan.set_id, versions(compress=options.compress == "zstd"), options.compress, options.url]
+    run = hashlib.sha256(json.dumps(made_with).encode()).hexdigest()[:16]
     outcomes = private.path / "outcomes" / run
     outcomes.mkdir(parents=True, exist_ok=True)
     rows = [(key, r.source, r.group, split) for split, part in plan.parts.items() for key, r in part]
     private.write_table("sources.csv", ("key", "source", "group", "split"), rows)
     tasks = make_tasks(plan, out, outcomes, options, salt)
-    results = _run(plan, tasks, private, options)
+    results = _run(plan, root, tasks, private, options)
     manifest = make_manifest(plan, tasks, results, options)
-    _tidy(out, private, {info.stem for split in manifest.splits.values() for info in split.shards})
-    manifest.write(out)
+    _tidy(out, private, manifest, options.url)
+    if options.url is None:
+        manifest.write(out)
+    else:
+        deliver_manifest(manifest, options.url)
     _forget_outcomes(private)
     return manifest, True
 
 
-def _already_done(out: Path, plan: Planned, options: ConvertOptions) -> Manifest:
-    manifest = Manifest.read(out)
+def _finished_set(out: Path, options: ConvertOptions) -> Manifest | None:
+    if options.url is not None:
+        return read_manifest(options.url)
+    return Manifest.read(out) if (out / MANIFEST_NAME).is_file() else None
+
+
+def _already_done(manifest: Manifest, out: Path, plan: Planned, options: ConvertOptions) -> Manifest:
+    shards = [info for split in manifest.splits.values() for info in split.shards]
+    if any(info.packed != (options.compress == "zstd") for info in shards):
+        raise ValueError(
+            f"{_place(out, options)} already holds this set with other --compress: choose another --out, or copy it"
+        )
     if manifest.set_id != plan.set_id:
         raise ValueError(
-            f"{out} already holds another finished set (other raw files, options, seed or salt): choose another "
-            "--out, or "
-            f"delete {out} and {out.name}.private first"
+            f"{_place(out, options)} already holds another finished set (other raw files, options, seed or salt): "
+            f"choose another --out, or delete it and {out.name}.private first"
         )
-    for info in (info for split in manifest.splits.values() for info in split.shards):
-        if not (out / info.name).is_file() or (out / info.name).stat().st_size != info.bytes:
-            raise ValueError(f"{out / info.name} is not what the manifest says: run prep/check_shards.py {out}")
+    there = _sizes(out, options.url)
+    for info in shards:
+        name, size = (f"{info.name}.zst", info.packed_bytes) if info.packed else (info.name, info.bytes)
+        if there.get(name) != size:
+            raise ValueError(
+                f"{name} in {_place(out, options)} is not what the manifest says: run prep/check_shards.py there"
+            )
     if options.strict and manifest.left_out:
         raise undecodable(manifest.left_out[0].key, manifest.left_out[0].reason, out)
     return manifest
 
 
-def _check_output(out: Path) -> None:
-    if out.exists() and not out.is_dir():
+def _place(out: Path, options: ConvertOptions) -> str:
+    return str(out) if options.url is None else shown(options.url)
+
+
+def _sizes(out: Path, url: str | None) -> dict[str, int]:
+    """The files of the output folder, by name."""
+    if url is not None:
+        return listing(url)
+    return {path.name: path.stat().st_size for path in out.iterdir() if path.is_file()} if out.is_dir() else {}
+
+
+def _check_output(out: Path, url: str | None) -> None:
+    if url is None and out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file: choose another --out")
-    finished_set = not out.is_dir() or (out / MANIFEST_NAME).is_file()
-    strangers = (
-        []
-        if finished_set
-        else sorted(p.name for p in out.iterdir() if not OURS.fullmatch(p.name) and p.name != SPLITS_FOLDER)
-    )
+    names = _sizes(out, url)
+    strangers = [] if MANIFEST_NAME in names else sorted(name for name in names if not OURS.fullmatch(name))
     if strangers:
-        raise ValueError(f"{out} holds files that are not a shard set's ({strangers[0]} …): choose an empty --out")
+        where = out if url is None else shown(url)
+        raise ValueError(f"{where} holds files that are not a shard set's ({strangers[0]} …): choose an empty --out")
 
 
-def _run(plan: Planned, tasks: list[Task], private: PrivateFolder, options: ConvertOptions) -> dict[str, Outcome]:
-    results = {task.stem: outcome for task in tasks if (outcome := finished(task)) is not None}
+def _run(
+    plan: Planned, root: Path, tasks: list[Task], private: PrivateFolder, options: ConvertOptions
+) -> dict[str, Outcome]:
+    there = _sizes(private.out, options.url) if options.url is not None else {}
+    results = {task.stem: outcome for task in tasks if (outcome := finished(task, there)) is not None}
     sources = {key: record.source for part in plan.parts.values() for key, record in part}
     allowed = math.floor(options.max_bad * plan.num_samples)
     open_tasks = [task for task in tasks if task.stem not in results]
@@ -130,6 +163,7 @@ def _run(plan: Planned, tasks: list[Task], private: PrivateFolder, options: Conv
             )
 
     def done(task: Task, outcome: Outcome) -> None:
+        keep(task, outcome)
         results[task.stem] = outcome
         if outcome.left_out:
             check()
@@ -138,7 +172,14 @@ def _run(plan: Planned, tasks: list[Task], private: PrivateFolder, options: Conv
     already = sum(len(task.items) for task in tasks) - sum(len(task.items) for task in open_tasks)
     progress = Progress(plan.num_samples, already, options.quiet)
     try:
-        run_tasks(open_tasks, options.workers, progress, done)
+        if options.cluster is not None:
+            from prep.cluster import run_on_cluster  # Dask is needed only there
+
+            run_on_cluster(open_tasks, options.cluster, root, progress, done)
+        else:
+            run_tasks(open_tasks, options.workers, progress, done)
+    except StoreFailed as error:
+        raise ValueError(f"{error}; finished shards are kept") from None
     except OSError as error:
         raise ValueError(
             f"writing {private.out} failed ({error.strerror or type(error).__name__}): free space or mend the disk, "
@@ -150,10 +191,15 @@ def _run(plan: Planned, tasks: list[Task], private: PrivateFolder, options: Conv
     return results
 
 
-def _tidy(out: Path, private: PrivateFolder, stems: set[str]) -> None:
-    """Remove what an unfinished run with other options left in the output folder."""
-    for path in out.iterdir():
-        if OURS.fullmatch(path.name) and path.name.split(".")[0] not in stems:
+def _tidy(out: Path, private: PrivateFolder, manifest: Manifest, url: str | None) -> None:
+    """Remove what other runs left in the output folder: shards of other options, and what a killed worker had begun."""
+    kept = {MANIFEST_NAME}
+    for info in (info for split in manifest.splits.values() for info in split.shards):
+        kept |= {f"{info.name}.zst" if info.packed else info.name, f"{info.stem}.cols", f"{info.stem}.idx"}
+    if url is not None:
+        remove(url, OURS, kept)
+    for path in out.iterdir() if url is None else []:
+        if OURS.fullmatch(path.name) and path.name not in kept:
             path.unlink()
     if not (private.path / "left_out.csv").is_file():
         private.write_table("left_out.csv", ("key", "source", "split", "reason"), [])

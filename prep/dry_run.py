@@ -14,7 +14,7 @@ from shards.identity import SALT_BYTES
 TRIALS = 8  # images converted to estimate size and time
 
 
-def dry_run(dataset: RawDataset, root: Path, out: Path, options: ConvertOptions) -> str:
+def dry_run(dataset: RawDataset, root: Path, out: Path | str, options: ConvertOptions) -> str:
     """A few lines: counts, classes, splits, expected size and time. Nothing is written."""
     plan = make_plan(dataset, root, options, bytes(SALT_BYTES))
     view = dataset.views[dataset.default_view]

@@ -100,9 +100,9 @@ def _duplicates(tasks: list[Task], results: dict[str, Outcome]) -> list[str]:
     return [f"{len(shared)} images stand pixel by pixel in more than one split ({counts}); the first: {keys}"]
 
 
-def versions() -> dict[str, str]:
-    """Of everything that decodes, reduces, encodes or shuffles."""
-    names = ("medshard", "numpy", "opencv-python-headless", "pillow")
+def versions(*, compress: bool = False) -> dict[str, str]:
+    """Of everything that decodes, reduces, encodes or shuffles; and, where asked for, packs."""
+    names = ["medshard", "numpy", "opencv-python-headless", "pillow", *(["zstandard"] if compress else [])]
     return {"python": platform.python_version()} | {name: version(name) for name in names}
 
 

@@ -26,6 +26,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from prep.places import StoreFailed, is_far, patiently
 from shards.index import MAX_PIXELS
 
 Format = Literal["jpeg", "png", "raw"]
@@ -167,9 +168,15 @@ def encode(pixels: np.ndarray, options: PixelOptions) -> bytes:
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of a raw file; UndecodableImage, without its path, where it is missing or unreadable."""
+    """The bytes of a raw file; UndecodableImage, without its path, where it is missing or unreadable.
+
+    Raises:
+        StoreFailed: a store does not give it, which says nothing of the image.
+    """
     try:
-        return path.read_bytes()
+        return patiently("a raw file", path.read_bytes) if is_far(path) else path.read_bytes()
+    except StoreFailed:
+        raise
     except FileNotFoundError:
         raise UndecodableImage("the file is missing") from None
     except OSError as error:

@@ -3,20 +3,23 @@
     python prep/make_shards.py --dataset IDRiD [--raw data/raw/IDRiD] [--out data/shards/IDRiD] [--short-side 256]
 
 Reads the raw folder as the dataset publishes it. Writes the set to --out and, beside it, OUT.private/ (mode 0700)
-with what must not travel: sources, groups, salt. Killed at any moment, the same command goes on and ends with the
-same bytes.
+with what must not travel: sources, groups, salt. Where --out is a URL, that stays here, in data/shards/NAME.private.
+Killed at any moment, the same command goes on and ends with the same bytes.
 """
 
 import argparse
 import json
 import os
 import time
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlsplit
 
 from prep.convert import convert
+from prep.delivery import deliver_folds
 from prep.dry_run import dry_run
 from prep.finishing import describe
 from prep.images import FORMATS, PixelOptions
+from prep.places import is_far, open_place
 from prep.planning import SPLIT_MODES, ConvertOptions
 from prep.records import RawDataset
 from prep.sources import DATASETS, find_dataset
@@ -25,15 +28,16 @@ from prep.sources.own_table import TableColumns, table_dataset
 from prep.whole_slides import TileOptions
 from shards.command_line import Parser
 from shards.errors import run_cli
+from shards.fetching import shown
 from shards.folds import FoldOptions, write_folds
 from shards.folds import describe as describe_folds
-from shards.storage import SPLITS_FOLDER
+from shards.storage import SPLITS_FOLDER, is_url
 
 CSV_FLAGS = "with --dataset csv"
 SLIDE_FLAGS = "with --dataset Camelyon-slides or slides"
 
 # --help shows the others; --help-all these, too.
-RARE = {"quality", "chroma", "salt", "shard_samples", "strict", CSV_FLAGS, SLIDE_FLAGS}
+RARE = {"quality", "chroma", "salt", "shard_samples", "strict", "repeats", "keep_test", CSV_FLAGS, SLIDE_FLAGS}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -45,8 +49,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--dataset", required=True, help=f"one of {', '.join(DATASETS)}, or csv: your own folder and table")
-    add("--raw", type=Path, help="the raw folder as published (default: data/raw/NAME)")
-    add("--out", type=Path, help="where the set goes (default: data/shards/NAME)")
+    add("--raw", help="the raw folder as published, or its URL: s3://, gs://, https://, … (default: data/raw/NAME)")
+    add("--out", help="where the set goes, a folder or a URL (default: data/shards/NAME)")
     add(
         "--short-side",
         type=int,
@@ -76,6 +80,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--salt", type=Path, help="a file of 32 bytes, to share group hashes over several sets (default: a new one)")
     add("--shard-samples", type=int, help="samples a shard (default: by the size of the split, at most 4096)")
     add("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes; any number gives the same bytes")
+    add("--cluster", help="address of a Dask scheduler that takes the work instead, such as tcp://node1:8786")
+    add("--compress", default="none", help="zstd: .tar.zst for transport; readers unpack into their cache")
     add("--max-bad", type=float, default=0.01, help="share of images that may fail to decode")
     add("--strict", action="store_true", help="stop at the first image that does not decode")
     add(
@@ -113,6 +119,21 @@ def own_dataset(args: argparse.Namespace, raw: Path) -> RawDataset:
     return table_dataset(args.name or "csv", columns, channels=args.channels, target_metric=args.target_metric)
 
 
+def output_place(given: str | None, name: str) -> tuple[Path, str | None]:
+    """(folder, URL or None). For a URL the folder is made only as FOLDER.private: what must not travel stays here."""
+    if given is None:
+        return Path("data/shards") / name, None
+    if not is_url(given):
+        return Path(given), None
+    if given.startswith("file://"):
+        return Path(unquote(urlsplit(given).path)), None
+    if "@" in urlsplit(given).netloc:
+        raise ValueError(
+            f"{shown(given)}: leave user and password out of the URL; the environment has a place for them"
+        )
+    return Path("data/shards") / (PurePosixPath(urlsplit(given).path).name or name), given.rstrip("/")
+
+
 def fold_options(args: argparse.Namespace) -> FoldOptions | None:
     """Which split files to write besides, if any; wrong ones are told before anything is done."""
     if args.folds is None and args.repeats == 1:
@@ -123,14 +144,16 @@ def fold_options(args: argparse.Namespace) -> FoldOptions | None:
 def main(args: argparse.Namespace) -> None:
     """Convert and say what became of it."""
     name = (args.name if args.dataset in ("csv", "slides") else None) or args.dataset
-    raw = args.raw or Path("data/raw") / name
+    raw = open_place(args.raw or Path("data/raw") / name)
     dataset = own_dataset(args, raw) if args.dataset == "csv" else find_dataset(args.dataset)
     slides = dataset in (slide_sources.CAMELYON_SLIDES, slide_sources.SLIDES)
+    if slides and is_far(raw):
+        raise ValueError("slides are read from a local disk (OpenSlide knows no URL): copy the folder, give --raw DIR")
     if slides:
         cut = TileOptions(args.tile_size, args.microns, args.min_tissue, args.tiles_per_slide)
         dataset = slide_sources.with_tiles(dataset, cut, args.name)
     short_side = args.short_side if args.short_side is not None else 0 if slides else 256
-    out = args.out or Path("data/shards") / dataset.name
+    out, url = output_place(args.out, dataset.name)
     options = ConvertOptions(
         pixels=PixelOptions(dataset.channels, short_side or None, args.format, args.quality, args.chroma, args.bits),
         split=args.split,
@@ -142,26 +165,37 @@ def main(args: argparse.Namespace) -> None:
         workers=args.workers,
         quiet=args.quiet or args.json,
         split_file=args.split_file,
+        compress=args.compress,
+        cluster=args.cluster,
+        url=url,
     )
-    files = fold_options(args)
+    files, place = fold_options(args), out if url is None else shown(url)
     if args.dry_run:
-        print(dry_run(dataset, raw, out, options))
+        print(dry_run(dataset, raw, place, options))
         return
     start = time.monotonic()
     manifest, made = convert(dataset, raw, out, options, args.salt)
-    proofs = write_folds(out, files) if files is not None else {}
+    proofs = {} if files is None else write_folds(out, files) if url is None else deliver_folds(url, files)
     seconds = time.monotonic() - start
     if args.json:
         splits = {name: {"samples": split.samples, "groups": split.groups} for name, split in manifest.splits.items()}
-        told = {"out": str(out), "made": made, "digest": manifest.digest, "splits": splits}
+        told = {
+            "out": str(place),
+            "private": f"{out}.private",
+            "made": made,
+            "digest": manifest.digest,
+            "splits": splits,
+        }
         print(json.dumps(told | {"left_out": len(manifest.left_out), "warnings": manifest.warnings}, indent=1))
     if args.json or args.quiet:
         return
     state = f"made in {seconds:.0f} s" if made else "already done, nothing to do"
-    print(f"{manifest.name}{' (phantoms)' if manifest.phantom else ''}: {out} {state}")
+    print(f"{manifest.name}{' (phantoms)' if manifest.phantom else ''}: {place} {state}")
     print(describe(manifest))
+    if url is not None:
+        print(f"  sources, groups and salt stay on this machine: {out}.private")
     if proofs:
-        print(f"split files in {out / SPLITS_FOLDER} (train --split-file NAME):\n{describe_folds(proofs)}")
+        print(f"split files in {place}/{SPLITS_FOLDER} (train --split-file NAME):\n{describe_folds(proofs)}")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from prep.images import PixelOptions
+from prep.places import sizes
 from prep.records import PHANTOM_MARKER, RawDataset, Record
 from prep.splits import SPLITS, intersections, split_by_source, split_official, split_random
 from prep.tasks import Item, Task
@@ -23,6 +24,7 @@ from shards.identity import group_hash, make_key, salt_digest
 from shards.manifest import BLANK_LABEL, Grouping
 
 MAX_SHARD_SAMPLES = 4096
+COMPRESSIONS = ("none", "zstd")
 SPLIT_MODES = ("auto", "official", "random", "study", "study-exact", "none")
 STUDY_CACHE = "val_ids.json"  # the study's own, in a raw folder
 
@@ -30,7 +32,7 @@ STUDY_CACHE = "val_ids.json"  # the study's own, in a raw folder
 @dataclass(frozen=True)
 class ConvertOptions:
     """How to convert. `shares` of train, val and test; `max_bad` is a share of all samples; `shard_samples` None: by
-    size.
+    size. How tars lie there (`compress`), where (`url`) and who makes them (`workers`, `cluster`) is no part of a set.
     """
 
     pixels: PixelOptions = field(default_factory=PixelOptions)
@@ -43,10 +45,15 @@ class ConvertOptions:
     workers: int = 1
     quiet: bool = False
     split_file: Path | None = None
+    compress: str = "none"
+    url: str | None = None
+    cluster: str | None = None
 
     def __post_init__(self) -> None:
         if self.split not in SPLIT_MODES:
             raise ValueError(f"--split {self.split!r} is unknown; known: {', '.join(SPLIT_MODES)}")
+        if self.compress not in COMPRESSIONS:
+            raise ValueError(f"--compress {self.compress!r} is unknown; known: {', '.join(COMPRESSIONS)}")
         if not 0 <= self.max_bad <= 1 or self.workers < 1 or self.seed < 0:
             raise ValueError("--max-bad is a share from 0 to 1, --workers at least 1, --seed at least 0")
         if not (min(self.shares) > 0 and abs(sum(self.shares) - 1) <= 1e-9):
@@ -172,17 +179,18 @@ def make_plan(dataset: RawDataset, root: Path, options: ConvertOptions, salt: by
         number += len(members)
     grouping = Grouping(by=dataset.group_by, salt_digest=salt_digest(salt), intersections=shared, how=how)
     phantom = (root / PHANTOM_MARKER).is_file()
-    return Planned(dataset, _set_id(dataset, options, salt, parts), phantom, parts, grouping, warnings)
+    return Planned(dataset, _set_id(dataset, root, options, salt, parts), phantom, parts, grouping, warnings)
 
 
 def _set_id(
-    dataset: RawDataset, options: ConvertOptions, salt: bytes, parts: dict[str, list[tuple[str, Record]]]
+    dataset: RawDataset, root: Path, options: ConvertOptions, salt: bytes, parts: dict[str, list[tuple[str, Record]]]
 ) -> str:
     digest = hashlib.blake2b(key=salt, digest_size=16, person=b"medshard-set")
     digest.update(json.dumps([dataset.name, options.recorded()], sort_keys=True).encode())
+    found = iter(sizes(root, [record.path for part in parts.values() for _, record in part]))
     for split, part in parts.items():
         for key, record in part:
-            size = record.path.stat().st_size if record.path.is_file() else -1
+            size = next(found)
             row = [split, key, record.source, record.labels, record.group, size]
             digest.update(json.dumps(row).encode() + b"\n")
     return digest.hexdigest()
@@ -210,7 +218,7 @@ def make_tasks(plan: Planned, out: Path, outcomes: Path, options: ConvertOptions
                 )
                 for key, record in part[start : start + size]
             )
-            tasks.append(
-                Task(split, shard, items, out, outcomes, plan.set_id, plan.dataset.task, options.pixels, options.strict)
-            )
+            how = (plan.set_id, plan.dataset.task, options.pixels, options.strict)
+            packed, alone = options.compress == "zstd", options.cluster is None
+            tasks.append(Task(split, shard, items, out, outcomes, *how, packed, options.url, alone))
     return tasks

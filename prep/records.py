@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from prep.places import is_far
 from prep.whole_slides import Region
+from shards.fetching import shown
 from shards.manifest import LabelView
 
 PHANTOM_MARKER = "PHANTOM.txt"  # in a raw folder: what lies here is synthetic
@@ -77,7 +79,12 @@ class RawDataset:
         """ValueError in one line, with where to get the data, unless all `paths` exist under `root` and it is not
         empty.
         """
-        if not root.is_dir():
+        if is_far(root):  # a web server without listings shows files, no folders
+            missing = [path for path in paths if "." in path and not (root / path).exists()]
+            if not missing:
+                return
+            problem = f"{shown(str(root))} lacks {missing[0]}"
+        elif not root.is_dir():
             problem = f"there is no folder {root}"
         elif not any(root.iterdir()):
             problem = f"the folder {root} is empty"
@@ -86,7 +93,7 @@ class RawDataset:
         else:
             return
         stand_in = ""
-        if self.phantoms:
+        if self.phantoms and not is_far(root):
             command = shlex.join(["python", "prep/phantoms.py", "--dataset", self.phantoms, "--out", str(root)])
             stand_in = f" As a stand-in, draw phantoms: {command}"
         tree = " | ".join(self.tree)

@@ -1,29 +1,37 @@
 """The unit of work of a conversion: one shard, from raw files to a finished tar and a small record of what it holds.
 
 A task depends on nothing but its own fields, so any number of workers, in any order, after any interruption, writes
-the same bytes. A worker holds one raw image and its decoded pixels at a time.
+the same bytes. A worker holds one raw image and its decoded pixels at a time, of a store's files READ_AHEAD more.
 """
 
 import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from multiprocessing import connection, parent_process
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import cv2
 import numpy as np
 import xxhash
 
+from prep.delivery import deliver
 from prep.hdf5 import read_row
 from prep.images import PixelOptions, UndecodableImage, prepare, prepare_pixels, read_file
 from prep.whole_slides import Region, read_tile
 from shards.decoding import decode
 from shards.manifest import ShardInfo, write_aside
+from shards.packing import pack
 from shards.writer import ShardWriter
+
+READ_AHEAD = 4  # files of a store
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,14 @@ class Task:
     kind: Literal["single-label", "multi-label"]
     pixels: PixelOptions
     strict: bool
+    compress: bool = False  # a .tar.zst in place of the tar
+    url: str | None = None  # where the files go instead of `folder`
+    alone: bool = True  # False: another worker may come to write the same shard
+
+    @property
+    def names(self) -> list[str]:
+        """The shard's files."""
+        return [f"{self.stem}.tar{'.zst' if self.compress else ''}", f"{self.stem}.cols", f"{self.stem}.idx"]
 
     @property
     def stem(self) -> str:
@@ -77,13 +93,27 @@ class Outcome:
 
     def measure(self, stored: np.ndarray) -> None:
         """Add one stored image, uint8|uint16[h, w, c], to the sums and hashes."""
-        flat = stored.reshape(-1, stored.shape[-1]).astype(np.uint64)
-        self.num_pixels += len(flat)
-        sums, squares = flat.sum(0).tolist(), (flat * flat).sum(0).tolist()
+        self.num_pixels += stored.shape[0] * stored.shape[1]
+        sums, squares = exact_sums(stored)
         self.sums = [a + b for a, b in zip(self.sums or [0] * len(sums), sums, strict=True)]
         self.squares = [a + b for a, b in zip(self.squares or [0] * len(sums), squares, strict=True)]
-        shape = np.array(stored.shape, "<u4").tobytes()
-        self.hashes.append(xxhash.xxh3_64_intdigest(shape + np.ascontiguousarray(stored).tobytes()))
+        digest = xxhash.xxh3_64(np.array(stored.shape, "<u4").tobytes())
+        digest.update(np.ascontiguousarray(stored).data)
+        self.hashes.append(digest.intdigest())
+
+
+def exact_sums(stored: np.ndarray) -> tuple[list[int], list[int]]:
+    """Sums and sums of squares of uint8|uint16[h, w, c], an integer a channel, without rounding.
+
+    OpenCV sums uint8 some forty times sooner than numpy does in 64 bits. It returns doubles; at most 2^28 pixels of
+    squares below 2^16 stay under 2^44, where a double's error, even of a root squared again, is far below a half.
+    """
+    planes = cv2.split(np.ascontiguousarray(stored))
+    if stored.dtype == np.uint8:
+        sums = [round(cv2.sumElems(plane)[0]) for plane in planes]
+        return sums, [round(cv2.norm(plane, cv2.NORM_L2SQR)) for plane in planes]
+    wide = [plane.astype(np.uint64) for plane in planes]
+    return [int(plane.sum()) for plane in wide], [int((plane * plane).sum()) for plane in wide]
 
 
 class Stopped(Exception):
@@ -91,34 +121,71 @@ class Stopped(Exception):
 
 
 def run_task(task: Task, tick: Callable[[int, bool], None]) -> Outcome:
-    """Write one shard and its outcome. `tick(raw bytes, decoded)` is called once an image and may raise Stopped.
+    """Write one shard. `tick(raw bytes, decoded)` is called once an image and may raise Stopped.
 
     Raises:
         ValueError: an image does not decode and the task is strict.
     """
     cv2.setNumThreads(1)
+    if task.url is None:
+        return _write(task, task.folder, tick)
+    with TemporaryDirectory(prefix="medshard-") as folder:
+        outcome = _write(task, Path(folder), tick)
+        if outcome.info is not None:
+            deliver(Path(folder), task.names, task.url)
+        return outcome
+
+
+def _write(task: Task, folder: Path, tick: Callable[[int, bool], None]) -> Outcome:
     outcome = Outcome()
-    writer = ShardWriter(task.folder, task.split, task.shard, task.set_id, task=task.kind)
+    writer = ShardWriter(folder, task.split, task.shard, task.set_id, task=task.kind, alone=task.alone)
     try:
-        for item in task.items:
-            _add(writer, item, task, outcome, tick)
+        for item, read in reading(task.items):
+            _add(writer, item, read, task, outcome, tick)
         if len(writer):
-            outcome.info = writer.close().model_dump()
-            outcome.idx_sha256 = _sha256(task.folder / f"{task.stem}.idx")
+            info = writer.close()
+            outcome.info = (pack(folder, info, alone=task.alone) if task.compress else info).model_dump()
+            outcome.idx_sha256 = _sha256(folder / f"{task.stem}.idx")
         else:
             writer.abort()
     except BaseException:
         writer.abort()
         raise
-    write_aside(task.outcomes / f"{task.stem}.json", json.dumps(asdict(outcome)).encode())
     return outcome
 
 
-def _add(writer: ShardWriter, item: Item, task: Task, outcome: Outcome, tick: Callable[[int, bool], None]) -> None:
+def keep(task: Task, outcome: Outcome) -> None:
+    """Record a finished task, so that a later run need not repeat it."""
+    write_aside(task.outcomes / f"{task.stem}.json", json.dumps(asdict(outcome)).encode())
+
+
+def reading(items: tuple[Item, ...]) -> Iterator[tuple[Item, Callable[[], bytes]]]:
+    """Each item with what reads its file; files of a store are read a few ahead, since each costs a round trip."""
+    if all(isinstance(item.path, Path) for item in items):
+        yield from ((item, partial(read_file, item.path)) for item in items)
+        return
+    with ThreadPoolExecutor(READ_AHEAD) as pool:
+        waiting: deque[tuple[Item, Callable[[], bytes]]] = deque()
+        for item in items:
+            whole = item.row is None and item.region is None
+            waiting.append((item, pool.submit(read_file, item.path).result if whole else partial(read_file, item.path)))
+            if len(waiting) > READ_AHEAD:
+                yield waiting.popleft()
+        yield from waiting
+
+
+def _add(
+    writer: ShardWriter,
+    item: Item,
+    read: Callable[[], bytes],
+    task: Task,
+    outcome: Outcome,
+    tick: Callable[[int, bool], None],
+) -> None:
     size = 0
     try:
         if item.row is None and item.region is None:
-            data = read_file(item.path)
+            data = read()
             size = len(data)
             pixels, encoded = prepare(data, task.pixels)
         else:
@@ -147,8 +214,11 @@ def undecodable(key: str, reason: str, out: Path) -> ValueError:
     )
 
 
-def finished(task: Task) -> Outcome | None:
-    """The outcome of a task that an earlier run finished, if its files still are what they were; else None."""
+def finished(task: Task, there: Collection[str] = ()) -> Outcome | None:
+    """The outcome of a task that an earlier run finished, if its files still are what they were; else None.
+
+    `there`: the files at the task's URL, where it has one; they were seen whole when they were put there.
+    """
     path = task.outcomes / f"{task.stem}.json"
     if not path.is_file():
         return None
@@ -157,9 +227,11 @@ def finished(task: Task) -> Outcome | None:
     outcome = Outcome(**document)
     if outcome.info is None:
         return outcome
+    if task.url is not None:
+        return outcome if all(name in there for name in task.names) else None
     info = ShardInfo.model_validate(outcome.info)
-    wanted = {"tar": info.sha256, "cols": info.index_sha256, "idx": outcome.idx_sha256}
-    files = {task.folder / f"{task.stem}.{suffix}": digest for suffix, digest in wanted.items()}
+    wanted = (info.packed_sha256 if task.compress else info.sha256, info.index_sha256, outcome.idx_sha256)
+    files = {task.folder / name: digest for name, digest in zip(task.names, wanted, strict=True)}
     intact = all(file.is_file() and _sha256(file) == digest for file, digest in files.items())
     return outcome if intact else None
 

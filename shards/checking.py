@@ -14,9 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import xxhash
+import zstandard
 
 from shards.command_line import Parser, called
 from shards.decoding import decode
@@ -26,6 +28,7 @@ from shards.indexing import Entry, entries_of, metadata_of, source_labels
 from shards.manifest import BLANK_LABEL, MANIFEST_NAME, Manifest, ShardInfo
 from shards.metadata import codes_of
 from shards.overrides import SplitFile
+from shards.packing import unpack
 from shards.shardset import open_columns
 from shards.storage import SPLITS_FOLDER
 from shards.writer import class_counts
@@ -85,8 +88,24 @@ def _check_shard(
 ) -> tuple[list[Problem], Columns | None]:
     """Problems of one shard, and its columns if they can be trusted."""
     path = folder / info.name
-    if not path.is_file():
-        return [Problem(info.name, "is missing")], None
+    if path.is_file():
+        return _check_tar(path, folder, manifest, info, decode)
+    packed = folder / f"{info.name}.zst"
+    if not (info.packed and packed.is_file()):
+        return [Problem(packed.name if info.packed else info.name, "is missing")], None
+    with TemporaryDirectory(prefix="medshard-") as aside:
+        try:
+            unpack(packed, info, Path(aside) / info.name)
+        except ValueError as error:
+            return [Problem(packed.name, str(error))], None
+        except zstandard.ZstdError:
+            return [Problem(packed.name, "is no zstd file")], None
+        return _check_tar(Path(aside) / info.name, folder, manifest, info, decode)
+
+
+def _check_tar(
+    path: Path, folder: Path, manifest: Manifest, info: ShardInfo, decode: bool
+) -> tuple[list[Problem], Columns | None]:
     problems = []
     if (size := path.stat().st_size) != info.bytes:
         what = "truncated" if size < info.bytes else "altered"
@@ -101,7 +120,8 @@ def _check_shard(
                 Problem(f"{info.stem}.cols", f"altered: sha256 {found[:16]}…, {info.index_sha256[:16]}… expected")
             )
         if size:
-            problems += _check_samples(path, manifest, info, columns, decode)
+            idx = folder / f"{info.stem}.idx"
+            problems += _check_samples(path, idx, manifest, info, columns, decode)
     except ValueError as error:
         problems.append(Problem(info.name, str(error)))
     return problems, columns
@@ -112,7 +132,9 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _check_samples(path: Path, manifest: Manifest, info: ShardInfo, columns: Columns, decode: bool) -> list[Problem]:
+def _check_samples(
+    path: Path, idx: Path, manifest: Manifest, info: ShardInfo, columns: Columns, decode: bool
+) -> list[Problem]:
     with path.open("rb") as file:
         tar = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     problems = _shorten(info.name, _check_images(tar, manifest, info, columns, decode))
@@ -120,7 +142,6 @@ def _check_samples(path: Path, manifest: Manifest, info: ShardInfo, columns: Col
         entries = entries_of(path)
     except ValueError as error:
         return [*problems, Problem(info.name, str(error))]
-    idx = path.with_suffix(".idx")
     if not idx.is_file() or idx.read_bytes() != idx_text([entry.components for entry in entries]).encode():
         problems.append(Problem(idx.name, "is missing or does not match its tar: `python -m shards index` mends it"))
     if [entry.key for entry in entries] != columns.all_keys():

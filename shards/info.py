@@ -14,6 +14,7 @@ from shards.manifest import Manifest
 def describe(manifest: Manifest) -> str:
     """A manifest as text that fits a screen."""
     phantom = "  PHANTOM: synthetic images, no medical meaning" if manifest.phantom else ""
+    packed = [shard.packed_bytes or 0 for split in manifest.splits.values() for shard in split.shards if shard.packed]
     depth = f"{manifest.channels} channel{'s' * (manifest.channels > 1)}, {manifest.bits} bit, {manifest.encoding}"
     numbers = [f"{value:.4f}" for value in (*manifest.mean, *manifest.std)]
     lines = [
@@ -33,6 +34,8 @@ def describe(manifest: Manifest) -> str:
     lines.append(f"apart      by {manifest.grouping.by}; shared groups: {shared}")
     if manifest.metadata:
         lines.append(f"metadata   {_shorten(', '.join(field.name for field in manifest.metadata))}")
+    if packed:
+        lines.append(f"packed     {len(packed)} shards as .tar.zst, {sum(packed) / 1e6:.1f} MB")
     lines.append(f"left out   {len(manifest.left_out)} samples")
     if manifest.source.dataset:
         lines.append(f"source     {manifest.source.dataset}, {manifest.source.licence or 'licence unknown'}")

@@ -25,6 +25,7 @@ MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 64 << 20
 MAX_MANIFEST_VALUES = 5_000_000  # what json makes of them takes at most about 100 bytes each
 BLANK_LABEL = -32768
+PACKED_FIELDS = ("packed_bytes", "packed_sha256")  # of a shard; how it lies there, not what it holds
 
 Task = Literal["single-label", "multi-label"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._ +-]{0,127}$")]
@@ -67,13 +68,33 @@ class LabelView(_Part):
 
 
 class ShardInfo(_Part):
-    """One tar: its file name, its samples and bytes, and the sha256 of the tar and of its .cols."""
+    """One tar: its file name, its samples and bytes, and the sha256 of the tar and of its .cols.
+
+    packed_bytes, packed_sha256: of the .tar.zst that lies in the tar's place; no part of the set's digest.
+    """
 
     name: ShardName
     samples: Annotated[int, Field(ge=1, lt=1 << 32)]
     bytes: Count
     sha256: Hex64
     index_sha256: Hex64
+    packed_bytes: Annotated[int, Field(ge=1, lt=1 << 53)] | None = None
+    packed_sha256: Hex64 | None = None
+
+    @model_validator(mode="after")
+    def _both(self) -> Self:
+        if (self.packed_bytes is None) != (self.packed_sha256 is None):
+            raise ValueError("packed_bytes and packed_sha256 come together")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_blanks(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in handler(self).items() if value is not None}
+
+    @property
+    def packed(self) -> bool:
+        """Whether it lies there as a .tar.zst."""
+        return self.packed_sha256 is not None
 
     @property
     def stem(self) -> str:
@@ -246,8 +267,15 @@ class Manifest(_Part):
 
     @property
     def digest(self) -> str:
-        """sha256 hex of the canonical JSON: keys sorted, no blanks, so reformatting the file does not change it."""
-        text = json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+        """sha256 hex of the canonical JSON: keys sorted, no blanks, so reformatting the file does not change it.
+
+        Nor does packing: a set and its packed copy are one set.
+        """
+        document = self.model_dump()
+        for shard in (shard for split in document["splits"].values() for shard in split["shards"]):
+            for name in PACKED_FIELDS:
+                shard.pop(name, None)
+        text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
 

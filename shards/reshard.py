@@ -56,6 +56,8 @@ class Stored:
 def stored_samples(folder: Path, manifest: Manifest, info: ShardInfo) -> Iterator[Stored]:
     """All samples of a shard in stored order, each hash checked; ValueError if anything would be lost in copying."""
     columns = open_columns(folder, info, manifest)
+    if info.packed and not (folder / info.name).is_file():
+        raise ValueError(f"{info.name} is packed for transport: unpack it first, zstd -d {folder}/*.tar.zst")
     with (folder / info.name).open("rb") as file:
         tar = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     entries = entries_of(folder / info.name)

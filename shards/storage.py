@@ -138,6 +138,11 @@ class LocalFolder:
         self._infos.setdefault(info.name, info)
         return self._tars[info.name]
 
+    def packed(self) -> bool:
+        """Whether the tars lie here as .tar.zst alone."""
+        shards = (info for split in self.manifest.splits.values() for info in split.shards)
+        return any(info.packed and not (self.path / info.name).is_file() for info in shards)
+
     def check(self, info: ShardInfo) -> None:
         """ValueError where a tar is missing or has another size than the manifest says."""
         path = self.path / info.name
@@ -198,10 +203,17 @@ def open_storage(
     patience: "Patience | None" = None,
 ) -> Storage:
     """The storage of a set at a path or a URL. A URL needs a folder for the cache; see `remote.RemoteFolder`."""
-    if not is_url(place):
-        return LocalFolder(Path(place))
-    if str(place).startswith("file://"):
-        return LocalFolder(Path(unquote(urlsplit(str(place)).path)))
+    if not is_url(place) or str(place).startswith("file://"):
+        path = Path(unquote(urlsplit(str(place)).path)) if is_url(place) else Path(place)
+        local = LocalFolder(path)
+        if not local.packed():
+            return local
+        if cache is None:
+            raise ValueError(
+                f"the tars of {path} are packed for transport: give a folder for what is unpacked (cache=DIR, --cache "
+                f"DIR), or unpack them once: zstd -d --rm {path}/*.tar.zst"
+            )
+        place = path.resolve().as_uri()
     from shards.remote import RemoteFolder  # fsspec is needed only there
 
     return RemoteFolder(str(place), cache, cache_limit, patience)

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import secrets
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,7 +40,9 @@ class ShardWriter:
     """Writes `SPLIT-000000.tar` with its `.idx` and `.cols`; a context manager.
 
     All three are written aside and renamed on `close`; an exception inside the `with` leaves nothing behind. `info`
-    holds the ShardInfo afterwards. `fields` are the set's metadata fields, in the manifest's order.
+    holds the ShardInfo afterwards. `fields` are the set's metadata fields, in the manifest's order. alone False:
+    another process may be writing the same shard, as where a cluster holds a worker for lost; each has files of its
+    own aside, and who ends last puts the same bytes in place.
     """
 
     def __init__(
@@ -51,12 +54,14 @@ class ShardWriter:
         *,
         task: Task = "single-label",
         fields: Sequence[str] = (),
+        alone: bool = True,
     ):
         self.folder = Path(folder)
         self.stem = f"{split}-{shard_index:06d}"
-        self.set_id, self.task, self.fields = set_id, task, tuple(fields)
+        self.set_id, self.task, self.fields, self.alone = set_id, task, tuple(fields), alone
         self.info: ShardInfo | None = None
-        self._aside = self.folder / f".{self.stem}.tar.partial"
+        token = "" if alone else f".{secrets.token_hex(4)}"
+        self._aside = self.folder / f".{self.stem}.tar{token}.partial"
         self._file: io.BufferedWriter | None = self._aside.open("wb")
         self._sha256, self._position = hashlib.sha256(), 0
         self._keys: dict[str, None] = {}
@@ -200,7 +205,7 @@ class ShardWriter:
             ).to_bytes()
             for suffix, data in ((".cols", columns), (".idx", idx_text(self._components).encode())):
                 self._written.append(self.folder / f"{self.stem}{suffix}")
-                write_aside(self._written[-1], data)
+                write_aside(self._written[-1], data, shared=not self.alone)
             self._file.close()
             self._aside.replace(self.folder / f"{self.stem}.tar")
             sync_folder(self.folder)
@@ -223,7 +228,7 @@ class ShardWriter:
             self._file.close()
         self._file = None
         self._aside.unlink(missing_ok=True)
-        for path in self._written:
+        for path in self._written if self.alone else []:  # another's files, it may be
             path.unlink(missing_ok=True)
 
 

@@ -1,0 +1,99 @@
+"""Raw folders: on this machine, or at a URL (s3, gs, http, hf, … by fsspec), with paths that read alike.
+
+A file of a store that does not come is tried again, and then ends the run: it says nothing of the image, so the image
+is not left out. What is not there, or is of no image, is.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit
+
+from shards.fetching import scrub, shown
+from shards.storage import is_url
+
+ATTEMPTS = 5
+FIRST_WAIT_SECONDS = 0.5
+SIZE_THREADS = 32
+
+T = TypeVar("T")
+
+
+class StoreFailed(OSError):
+    """A store did not answer, time and again; one line without secrets."""
+
+
+def open_place(place: str | Path) -> Path:
+    """The raw folder at a path or a URL. What it returns for a URL has the methods of a Path.
+
+    Raises:
+        ValueError: fsspec does not know it, or lacks the package for it; or a user and password stand in it.
+    """
+    if not is_url(place):
+        return Path(place)
+    text = str(place)
+    if text.startswith("file://"):
+        return Path(unquote(urlsplit(text).path))
+    if "@" in urlsplit(text).netloc:
+        raise ValueError(f"{shown(text)}: leave user and password out of the URL; the environment has a place for them")
+    from upath import UPath
+
+    try:
+        opened = UPath(text)
+        _ = opened.fs
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"{shown(text)}: fsspec cannot open it ({scrub(str(error))})") from None
+    return opened  # type: ignore[return-value]
+
+
+def is_far(path: Path) -> bool:
+    """Whether a path is of a store."""
+    return not isinstance(path, Path)
+
+
+def patiently(what: str, act: Callable[[], T]) -> T:
+    """What `act` returns, tried again where the store fails. FileNotFoundError comes through.
+
+    Raises:
+        StoreFailed: it failed ATTEMPTS times, or refuses access.
+    """
+    for attempt in range(ATTEMPTS):
+        try:
+            return act()
+        except FileNotFoundError:
+            raise
+        except PermissionError as error:
+            raise StoreFailed(f"{what}: access is refused ({type(error).__name__}): check the credentials") from None
+        except Exception as error:  # each store's client has errors of its own
+            last = error
+            if attempt + 1 < ATTEMPTS:
+                time.sleep(FIRST_WAIT_SECONDS * 2**attempt)
+    reason = f"{type(last).__name__}: {scrub(str(last))}"
+    raise StoreFailed(f"{what}: {reason}; gave up after {ATTEMPTS} tries: run the same command to go on") from None
+
+
+def sizes(root: Path, paths: Iterable[Path]) -> list[int]:
+    """Bytes of each file, -1 where there is none. A store is asked for one listing, not for each file, where it can."""
+    if not is_far(root):
+        return [path.stat().st_size if path.is_file() else -1 for path in paths]
+    store, paths = root.fs, list(paths)  # type: ignore[attr-defined]
+    listed: dict[str, dict[str, Any]] = {}
+    try:
+        listed = patiently("listing the raw folder", lambda: store.find(root.path, detail=True))  # type: ignore[attr-defined]
+    except (FileNotFoundError, StoreFailed):
+        pass  # a web server without listings: each file is asked for
+    known = {store._strip_protocol(name).rstrip("/"): entry.get("size") for name, entry in listed.items()}
+
+    def size(path: Path) -> int:
+        found = known.get(store._strip_protocol(path.path).rstrip("/"))  # type: ignore[attr-defined]
+        if found is not None or (known and store.protocol not in ("http", ("http", "https"))):
+            return -1 if found is None else int(found)
+        try:
+            return int(patiently("a raw file", lambda: store.size(path.path)) or 0)  # type: ignore[attr-defined]
+        except FileNotFoundError:
+            return -1
+
+    with ThreadPoolExecutor(SIZE_THREADS) as pool:
+        return list(pool.map(size, paths))

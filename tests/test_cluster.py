@@ -1,0 +1,124 @@
+"""Conversions on a real Dask scheduler with real workers on loopback. pytest tests/test_cluster.py"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_convert import OPTIONS, digests, make, raw
+
+import prep.cluster
+from prep.phantoms import SALT_NAME
+from prep.places import open_place
+from prep.sources import DATASETS
+
+pytest.importorskip("distributed")
+__all__ = ["raw"]
+ROOT = Path(__file__).parents[1]
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[tuple[str, Callable[..., subprocess.Popen[bytes]]]]:
+    """(address of a scheduler, a function that starts a worker, with variables of its environment)."""
+    port, started = free_port(), []
+    address = f"tcp://127.0.0.1:{port}"
+
+    def start(*command: str, **variables: str) -> subprocess.Popen[bytes]:
+        words = [sys.executable, "-m", "distributed.cli." + command[0], *command[1:]]
+        env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | variables
+        process = subprocess.Popen(words, cwd=tmp_path, env=env, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        started.append(process)
+        return process
+
+    def worker(**variables: str) -> subprocess.Popen[bytes]:
+        own = ["--nthreads", "1", "--no-nanny", "--no-dashboard", "--local-directory", str(tmp_path / "dask")]
+        return start("dask_worker", address, *own, **variables)
+
+    start("dask_scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard", "--no-show")
+    yield address, worker
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.slow
+def test_a_killed_worker_changes_no_byte(raw: Path, tmp_path: Path, cluster: tuple[str, Callable]) -> None:
+    """Two workers, one killed in the middle of a shard (it leaves a file aside): the other does its work."""
+    address, worker = cluster
+    make(raw, tmp_path / "here")
+    victim, _ = worker(), worker()
+    command = [sys.executable, "prep/make_shards.py", "--dataset", "DDSM", "--raw", str(raw), "--short-side", "48"]
+    command += ["--out", str(tmp_path / "there"), "--salt", str(raw / SALT_NAME), "--shard-samples", "8"]
+    run = subprocess.Popen([*command, "--cluster", address], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("there/.train-*.tar.*.partial")) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    os.kill(victim.pid, signal.SIGKILL)
+    assert run.wait(timeout=240) == 0, run.stderr.read() if run.stderr else ""
+    assert run.stderr is not None
+    run.stderr.close()
+    assert digests(tmp_path / "here") == digests(tmp_path / "there")
+
+
+@pytest.mark.slow
+def test_workers_that_would_write_other_bytes_or_elsewhere_are_refused(
+    raw: Path, tmp_path: Path, cluster: tuple[str, Callable], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, worker = cluster
+    monkeypatch.setattr(prep.cluster, "NO_WORKER_SECONDS", 1.0)
+    options = replace(OPTIONS, cluster=address)
+    with pytest.raises(ValueError, match="the cluster has had no worker for 1 s: start some"):
+        make(raw, tmp_path / "a", options)
+    worker()
+    monkeypatch.setattr(prep.cluster, "NO_WORKER_SECONDS", 60.0)
+    real = prep.cluster.versions
+    monkeypatch.setattr(prep.cluster, "versions", lambda **given: real(**given) | {"pillow": "0.1"})
+    with pytest.raises(ValueError, match=r"the worker on .* has pillow .*, 0\.1 started this run"):
+        make(raw, tmp_path / "b", options)
+    monkeypatch.setattr(prep.cluster, "versions", real)
+    (bad, *_) = sorted((raw / "ddsm_raw").iterdir())
+    content = bad.read_bytes()
+    bad.write_bytes(b"broken")
+    try:
+        with pytest.raises(ValueError, match=r"does not decode: no known image format"):
+            make(raw, tmp_path / "c", replace(options, strict=True))
+    finally:
+        bad.write_bytes(content)
+    make(raw, tmp_path / "b", options)
+    make(raw, tmp_path / "here")
+    assert digests(tmp_path / "b") == digests(tmp_path / "here")
+
+
+def test_no_scheduler_is_one_line(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prep.cluster, "CONNECT_SECONDS", 0.5)
+    with pytest.raises(ValueError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:1 .*`dask scheduler`"):
+        make(raw, tmp_path / "set", replace(OPTIONS, cluster="tcp://127.0.0.1:1"))
+
+
+def test_folders_that_a_worker_does_not_see_are_told(raw: Path, tmp_path: Path) -> None:
+    from prep.planning import make_plan, make_tasks
+
+    options = replace(OPTIONS, cluster="somewhere")
+    salt = (raw / SALT_NAME).read_bytes()
+    plan = make_plan(DATASETS["DDSM"], raw, options, salt)
+    tasks = make_tasks(plan, tmp_path / "elsewhere", tmp_path, options, salt)
+    wanted = prep.cluster.versions(compress=False)
+    with pytest.raises(ValueError, match="does not see the output folder: put --out on a file system that all share"):
+        prep.cluster.run_elsewhere(tasks[0], wanted, raw)
+    (tmp_path / "elsewhere").mkdir()
+    with pytest.raises(ValueError, match="does not see the raw folder"):
+        prep.cluster.run_elsewhere(tasks[0], wanted, tmp_path / "none")
+    assert not isinstance(open_place("memory://x"), Path)  # which needs no folder
+    assert prep.cluster.run_elsewhere(tasks[0], wanted, raw).info is not None
