@@ -9,7 +9,8 @@
 #   ./launch.sh completion      what Tab needs: source <(./launch.sh completion)
 #
 # Environment: PYTHON (interpreter for .venv), MEDSHARD_CUDA=13|12 (DALI's wheel), RANKS (ranks on this machine),
-# HOSTFILE (nodes, as DeepSpeed reads it), MASTER_PORT.
+# HOSTFILE (nodes, as DeepSpeed reads it), NODE_RANK and MASTER_ADDR (start this node of HOSTFILE alone, without ssh),
+# MASTER_PORT.
 set -euo pipefail
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
@@ -19,7 +20,7 @@ cuda=${MEDSHARD_CUDA:-13}
 say() { printf '%s\n' "$*"; }
 die() { printf 'error: %s\n' "$*" >&2; exit 2; }
 
-usage() { sed -n '2,13s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,14s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 
 find_python() {
     local candidate
@@ -77,34 +78,71 @@ cpu_settings() {
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > 0 ? cores : 1))}
 }
 
-# Runs a command in a session of its own and hands signals to all of it: DeepSpeed's runner alone, when told to stop,
-# leaves its ranks behind. A second Ctrl-C, or a minute without an end, kills what is left.
+# Runs a command in a session of its own and asks all of it to stop when told to: `gentle` is the signal. The trainer's
+# ranks answer USR1 with a checkpoint; DeepSpeed's launchers ignore it (on TERM they would kill ranks that take longer
+# than 30 s to write). A second Ctrl-C, or a minute without an end, kills what is left. Sets `told` where it was told.
 in_own_session() {
-    local group status=0 signals=0 seconds=0
-    setsid "$@" &
+    local gentle=$1 group status=0 interrupts=0 seconds=0
+    shift
+    (trap '' USR1 && exec setsid "$@") &
     group=$!
-    trap '((signals += 1)); kill -TERM -- "-$group" 2>/dev/null' INT TERM
-    trap 'kill -USR1 -- "-$group" 2>/dev/null' USR1
+    told=0
+    trap 'told=1; kill -"$gentle" -- "-$group" 2>/dev/null' TERM USR1
+    trap 'told=1; ((++interrupts > 1)) && gentle=KILL || say "stopping with a checkpoint; Ctrl-C again ends at once" >&2
+        kill -"$gentle" -- "-$group" 2>/dev/null' INT
     while kill -0 "$group" 2>/dev/null; do
         status=0
         wait "$group" || status=$?
     done
-    while kill -0 -- "-$group" 2>/dev/null && ((signals < 2 && seconds++ < 60)); do sleep 1; done
+    while kill -0 -- "-$group" 2>/dev/null && ((interrupts < 2 && seconds++ < 60)); do sleep 1; done
     trap - INT TERM USR1
     kill -KILL -- "-$group" 2>/dev/null || true
+    ((interrupts < 2)) || return 130
     return "$status"
+}
+
+free_port() { "$venv/bin/python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
+
+# The nodes of a HOSTFILE, a line each: "name slots=N"; comments and empty lines left out.
+nodes_of() { sed 's/#.*//' "$1" | awk 'NF { print $1 }'; }
+
+# Fills `where` for DeepSpeed's launcher: this machine, one of several that are started by hand, or all over ssh.
+choose_nodes() {
+    local count
+    if [[ -n ${HOSTFILE:-} ]]; then
+        [[ -f $HOSTFILE ]] || die "HOSTFILE=$HOSTFILE: no such file; a line a node, as in: node1 slots=8"
+        count=$(nodes_of "$HOSTFILE" | wc -l)
+        ((count)) || die "HOSTFILE=$HOSTFILE names no node; a line a node, as in: node1 slots=8"
+        where=(--hostfile "$HOSTFILE")
+    fi
+    if [[ -n ${NODE_RANK:-} ]]; then
+        [[ -n ${HOSTFILE:-} ]] || die "NODE_RANK=$NODE_RANK: give HOSTFILE=FILE, too, the same on every node; a line a node, as in: node1 slots=8"
+        [[ $NODE_RANK =~ ^[0-9]+$ ]] && ((NODE_RANK < count)) || die "NODE_RANK=$NODE_RANK: $HOSTFILE has $count nodes; give 0 to $((count - 1)), each on one node"
+        where+=(--no_ssh --node_rank "$NODE_RANK" --master_addr "${MASTER_ADDR:-$(nodes_of "$HOSTFILE" | head -n 1)}")
+    elif [[ -n ${HOSTFILE:-} ]] && ((count > 1)); then
+        command -v pdsh >/dev/null || die "HOSTFILE without NODE_RANK starts the nodes over ssh and needs pdsh: install it (apt-get install pdsh), or start each node by hand with NODE_RANK=0, 1, …"
+        gentle=TERM # the ranks hear of it through pdsh
+        [[ -z ${MASTER_ADDR:-} ]] || where+=(--master_addr "$MASTER_ADDR")
+    fi
+}
+
+# DeepSpeed hands few variables on to other nodes (PYTHON…, NCCL… of GPUs); what the ranks need besides stands in a file
+# that it reads. No credentials: the words can be seen in the nodes' process lists.
+remote_settings() {
+    DS_ENV_FILE=$(mktemp) && export DS_ENV_FILE
+    env | grep -E '^(DS_ACCELERATOR|OMP_|GLOO_|NCCL_|TORCH_|HF_HOME|HF_HUB_|MEDSHARD_|CUDA_)[A-Z0-9_]*=[^ ;]*$' >"$DS_ENV_FILE" || true
 }
 
 train() {
     local -a where=()
+    local gentle=USR1 status=0 told=0
     cpu_settings
     export PATH=$venv/bin:$PATH # nodes and ranks find this environment's python, ninja and deepspeed
-    if [[ -n ${HOSTFILE:-} ]]; then
-        [[ -f $HOSTFILE ]] || die "HOSTFILE=$HOSTFILE: no such file; a line a node, as in: node1 slots=8"
-        where=(--hostfile "$HOSTFILE")
+    if [[ -n ${HOSTFILE:-} || -n ${NODE_RANK:-} ]]; then
+        choose_nodes
     elif [[ ${SLURM_NNODES:-1} -gt 1 && -z ${MEDSHARD_IN_SRUN:-} ]]; then
         export MEDSHARD_IN_SRUN=1
-        in_own_session srun --ntasks-per-node=1 --kill-on-bad-exit=1 "$root/launch.sh" train "$@"
+        in_own_session USR1 srun --ntasks-per-node=1 --kill-on-bad-exit=0 "$root/launch.sh" train "$@"
         return
     elif [[ ${SLURM_NNODES:-1} -gt 1 ]]; then
         local hosts
@@ -112,23 +150,31 @@ train() {
         scontrol show hostnames "$SLURM_JOB_NODELIST" | sed "s/\$/ slots=${SLURM_GPUS_ON_NODE:-${RANKS:-1}}/" >"$hosts"
         where=(-H "$hosts" --no_ssh --node_rank "$SLURM_NODEID" --master_addr "$(awk 'NR == 1 { print $1 }' "$hosts")")
     fi
-    [[ -z ${MASTER_PORT:-} ]] || where+=(--master_port "$MASTER_PORT")
+    MEDSHARD_EXIT_FILE=$(mktemp) && export MEDSHARD_EXIT_FILE
+    [[ $gentle == USR1 ]] || remote_settings
+    # Ranks of this machine alone meet at any free port, so that two runs live side by side; nodes want one they all know.
+    local port=${MASTER_PORT:-}
+    [[ -n $port || ${#where[@]} -gt 0 ]] || port=$(free_port)
+    [[ -z $port ]] || where+=(--master_port "$port")
     if [[ -n ${RANKS:-} ]]; then
         where+=(--num_gpus "$RANKS")
-    elif ! has_gpu && [[ -z ${HOSTFILE:-} ]]; then
+    elif ! has_gpu && [[ -z ${HOSTFILE:-} && ${SLURM_NNODES:-1} -le 1 ]]; then
         where+=(--num_gpus 1)
     fi
-    local status=0
-    MEDSHARD_EXIT_FILE=$(mktemp) && export MEDSHARD_EXIT_FILE
-    in_own_session deepspeed --quiet "${where[@]}" "$root/train/run.py" "$@" || status=$?
+    in_own_session "$gentle" deepspeed --quiet "${where[@]}" "$root/train/run.py" "$@" || status=$?
     # The run's own word counts: the launcher reports a clean stop as 143, and its own death by a signal as 0.
+    if [[ ! -s $MEDSHARD_EXIT_FILE && $gentle == TERM ]]; then # the first rank's machine may be another
+        ssh "$(nodes_of "$HOSTFILE" | head -n 1)" "cat $MEDSHARD_EXIT_FILE; rm -f $MEDSHARD_EXIT_FILE" >"$MEDSHARD_EXIT_FILE" 2>/dev/null || true
+    fi
     if [[ -s $MEDSHARD_EXIT_FILE ]]; then
         status=$(<"$MEDSHARD_EXIT_FILE")
-    elif ((status == 0)) && [[ ${SLURM_NODEID:-0} == 0 ]]; then
+    elif ((told && status != 130)); then
+        status=75 # stopped before its first step, or by force: what lies in the run directory is whole
+    elif ((status == 0)); then
         say "the launcher ended without a word from the run: --resume goes on from its last checkpoint" >&2
         status=1
     fi
-    rm -f "$MEDSHARD_EXIT_FILE"
+    rm -f "$MEDSHARD_EXIT_FILE" "${DS_ENV_FILE:-}" "${hosts:-}"
     return "$status"
 }
 

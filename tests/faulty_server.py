@@ -163,13 +163,17 @@ class QuietServer(ThreadingHTTPServer):
 
 
 @contextmanager
-def serve(folder: Path, *, latency: float = 0.0, tls: ssl.SSLContext | None = None) -> Iterator[FaultyServer]:
+def serve(
+    folder: Path, *, latency: float = 0.0, tls: ssl.SSLContext | None = None, host: str = "localhost"
+) -> Iterator[FaultyServer]:
     """Serve `folder`, with `latency` seconds before each answer, until the end of the `with`."""
     state = FaultyServer("", latency=latency)
-    server = QuietServer(("127.0.0.1", 0), partial(Handler, folder=folder, state=state))
+    server = QuietServer(
+        ("127.0.0.1" if host == "localhost" else host, 0), partial(Handler, folder=folder, state=state)
+    )
     if tls is not None:
         server.socket = tls.wrap_socket(server.socket, server_side=True)
-    state.url = f"{'https' if tls else 'http'}://localhost:{server.server_port}"
+    state.url = f"{'https' if tls else 'http'}://{host}:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
@@ -185,8 +189,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--latency", type=float, default=0.0, help="seconds before each answer")
+    parser.add_argument("--host", default="localhost", help="address to listen at")
     args = parser.parse_args()
-    with serve(args.folder, latency=args.latency) as server:
+    with serve(args.folder, latency=args.latency, host=args.host) as server:
         print(server.url, flush=True)
         sys.stdin.read()  # until the caller ends
 

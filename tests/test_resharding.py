@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_run import FAST, losses, quiet_machine, ranks, train
+from test_run import FAST, PLAIN, losses, quiet_machine, ranks, train
 
 from train import checkpoints
 from train.resharding import Whole, _cut_equal_parts, _joined_equal_parts, read_whole
@@ -30,6 +30,15 @@ def test_a_checkpoint_put_together_is_the_model(tiny_set: Path, stage: int) -> N
     assert int(whole.scalars["step"]) == 4
 
 
+@pytest.mark.parametrize("stage", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_an_optimizer_that_keeps_nothing(tiny_set: Path, stage: int) -> None:
+    run = train(tiny_set, "plain", "--epochs", "1", "--zero-stage", str(stage), *PLAIN)
+    found, _ = checkpoints.newest(run / "checkpoints")
+    assert found is not None
+    assert not any(read_whole(found.path, 1, stage).moments.values())
+    assert "300,291 trainable numbers" in (run / "log.txt").read_text()
+
+
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 def test_equal_parts_come_apart_and_together(world: int) -> None:
     shapes = {"a": torch.Size([5]), "b": torch.Size([2, 3]), "c": torch.Size([1])}
@@ -49,6 +58,7 @@ def test_equal_parts_come_apart_and_together(world: int) -> None:
         (2, ["--ema", "0.9", "--micro-batch", "4"]),
         (3, []),
         (2, ["--freeze-backbone", "--lr", "0.01"]),
+        (2, PLAIN),
         (3, ["--optimizer", "sgd", "--optimizer-args", '{"momentum": 0.9}', "--lr", "0.05", "--layer-decay", "0.8"]),
     ],
 )  # fmt: skip

@@ -35,6 +35,7 @@ from train.reporting import Reporter, dumps
 from train.resharding import load_weights, read_whole
 from train.rundir import CONFIG_FILE, WeightsInfo, read_weights, save_weights
 from train.starts import make_start
+from train.stopping import Wish
 
 VERSIONS = ("medshard", "torch", "timm", "deepspeed", "numpy", "opencv-python-headless")
 OPTIONAL_VERSIONS = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
@@ -49,6 +50,7 @@ def build(
     device: torch.device,
     *,
     resume: bool,
+    wish: Wish,
     ends: ExitStack,
 ) -> Trainer:
     """The trainer of a new run, or of one that goes on. All ranks call it; `ends` gets what is to be closed after it.
@@ -89,7 +91,7 @@ def build(
         per_step=job.batch,
     )
     ends.callback(reporter.close)
-    trainer = Trainer(job, engine, rates, Progress(), reporter, pulse)
+    trainer = Trainer(job, engine, rates, Progress(), reporter, pulse, wish)
     if found is not None:
         trainer.load(found, whole)
     for line in [*story, *damaged]:
@@ -261,7 +263,8 @@ def _make_folder(folder: Path, fill: Callable[[Path], None]) -> None:
 
 def _say_beginning(trainer: Trainer, resume: bool) -> None:
     job, say = trainer.job, trainer.reporter.say
-    count = sum(parameter.numel() for parameter in trainer.engine.module.parameters() if parameter.requires_grad)
+    trained = [parameter for parameter in trainer.engine.module.parameters() if parameter.requires_grad]
+    count = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in trained)  # ZeRO 3 keeps parts
     size, ranks = job.plan.num_samples, job.ranks.world
     if resume:
         say(f"resumed at step {trainer.progress.step} of {trainer.rates.total_steps}, {ranks} ranks")

@@ -5,6 +5,7 @@
 
 import logging
 import os
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -66,12 +67,30 @@ def join(ranks: Ranks, device: torch.device) -> None:
     # Without this the first start on a CPU compiles a shared-memory all-reduce for most of a minute; gloo serves.
     __compatible_ops__["deepspeed_shm_comm"] = False
     backend = "gloo" if device.type == "cpu" else "nccl"
+    if ranks.world > ranks.local_world and (name := interface_to(os.environ.get("MASTER_ADDR", ""))) is not None:
+        # Gloo listens at the address of the machine's own name, which on many is 127.0.1.1: no other machine finds it.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if ranks.world == 1:
         os.environ.update({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": "1"})
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=TIMEOUT)
+
+
+def interface_to(host: str) -> str | None:
+    """Name of the network interface by which this machine reaches `host` (itself, too); None where there is none."""
+    import psutil
+
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(address)  # sends nothing: the kernel chooses the way
+            own = probe.getsockname()[0]
+    except OSError:
+        return None
+    found = psutil.net_if_addrs().items()
+    return next((name for name, each in found if any(entry.address.split("%")[0] == own for entry in each)), None)
 
 
 def leave() -> None:
@@ -95,7 +114,25 @@ def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, settings: D
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=settings.resolved(world), dist_init_required=False
     )
+    if settings.precision == "fp16" and settings.stage >= 1:
+        _scale_losses(engine.optimizer)
     return engine
+
+
+def _scale_losses(zero: Any) -> None:
+    """Give ZeRO under fp16 autocast a loss scaler that works; its state lies in DeepSpeed's own checkpoints.
+
+    What it takes by itself (0.19.8), a torch GradScaler for each rank and group, is unscaled after clipping, and never
+    lowered where the norm overflows: such a step is skipped, and so is every step after it.
+    """
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
+
+    zero.torch_autocast_gradscaler = None
+    zero.loss_scaler = DynamicLossScaler(
+        init_scale=2.0**16, scale_window=2000, min_scale=1.0, delayed_shift=1, consecutive_hysteresis=False,
+        raise_error_at_min_scale=False,
+    )  # fmt: skip
+    zero.dynamic_loss_scale = True
 
 
 def agree(function: Callable[[], T]) -> T:

@@ -7,14 +7,10 @@ of them, so a resumed run goes on as if it had never stopped.
 import hashlib
 import math
 import shutil
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -34,6 +30,7 @@ from train.pulse import Pulse
 from train.reporting import Reporter
 from train.resharding import Whole, load_optimizer
 from train.rundir import read_weights, save_weights
+from train.stopping import Wish
 
 
 class Preempted(Exception):
@@ -60,13 +57,14 @@ class Progress:
 class Trainer:
     """A run in progress on this rank."""
 
-    def __init__(self, job: Job, engine: Any, rates: Rates, progress: Progress, reporter: Reporter, pulse: Pulse):
+    def __init__(
+        self, job: Job, engine: Any, rates: Rates, progress: Progress, reporter: Reporter, pulse: Pulse, wish: Wish
+    ):
         self.job, self.engine, self.rates, self.progress, self.reporter = job, engine, rates, progress, reporter
-        self.pulse = pulse
+        self.pulse, self.wish = pulse, wish
         self.samples_per_epoch = job.plan.samples_per_epoch
         self.average: nn.Module | None = deepcopy(engine.module) if job.config.training.ema else None
         self.class_weights = job.class_weights
-        self.signalled = False
         self._saved_at = time.monotonic()
 
     # ---- the course of a run
@@ -80,19 +78,18 @@ class Trainer:
         loader = self.job.training_loader(progress.consumed)
         waited = loader.wait_seconds
         try:
-            with self._signals():
+            self._validate_if_due()
+            batches = iter(loader)
+            while progress.step < last and not (stop_after is not None and progress.step >= stop_after):
+                self.pulse.beat(f"step {progress.step + 1}, waiting for data")
+                batch = next(batches)
+                self._step(batch)
+                self.reporter.step(loader.wait_seconds - waited)
+                waited = loader.wait_seconds
+                progress.bad = _merged(progress.bad, loader.bad)
                 self._validate_if_due()
-                batches = iter(loader)
-                while progress.step < last and not (stop_after is not None and progress.step >= stop_after):
-                    self.pulse.beat(f"step {progress.step + 1}, waiting for data")
-                    batch = next(batches)
-                    self._step(batch)
-                    self.reporter.step(loader.wait_seconds - waited)
-                    waited = loader.wait_seconds
-                    progress.bad = _merged(progress.bad, loader.bad)
-                    self._validate_if_due()
-                    if (ends := progress.step in (last, stop_after)) or self._epoch_ended():
-                        self.save(must=ends)
+                if (ends := progress.step in (last, stop_after)) or self._epoch_ended():
+                    self.save(must=ends)
         finally:
             loader.close()
         return progress.step >= last
@@ -166,7 +163,7 @@ class Trainer:
         training, step = self.job.config.training, self.progress.step
         late = training.checkpoint_minutes and time.monotonic() - self._saved_at > 60 * training.checkpoint_minutes
         due = step > 0 and training.checkpoint_every and step % training.checkpoint_every == 0
-        values = [weight, float(self.signalled), float(bool(late or due))]
+        values = [weight, float(self.wish.asked), float(bool(late or due))]
         sums = total(torch.tensor(values, dtype=torch.float64, device=self.job.device)).tolist()
         return sums[0], sums[1] > 0, sums[2] > 0
 
@@ -319,22 +316,6 @@ class Trainer:
 
     def _epoch_ended(self) -> bool:
         return passed(self.progress.consumed, self.job.batch, self.samples_per_epoch)
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Note SIGTERM, SIGUSR1 (Slurm's warning) and a first Ctrl-C instead of dying of them."""
-
-        def note(number: int, frame: FrameType | None) -> None:
-            self.signalled = True
-            if number == signal.SIGINT:
-                signal.signal(number, signal.default_int_handler)
-
-        old = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
 
 
 def passed(consumed: int, batch: int, every: float) -> bool:

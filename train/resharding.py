@@ -34,8 +34,9 @@ def read_whole(folder: Path, world: int, stage: int) -> Whole:
     ]
     join = _joined_equal_parts if stage == 3 else _joined_stretches
     states = [piece["optimizer_state_dict" if stage == 3 else "base_optimizer_state"]["state"] for piece in pieces]
-    keys = [key for key, value in states[0][0].items() if isinstance(value, Tensor) and value.dim()]
-    scalars = {key: value for key, value in states[0][0].items() if key not in keys}
+    first_group = states[0].get(0, {})  # plain SGD keeps nothing
+    keys = [key for key, value in first_group.items() if isinstance(value, Tensor) and value.dim()]
+    scalars = {key: value for key, value in first_group.items() if key not in keys}
     moments: dict[str, dict[str, Tensor]] = {name: {} for name in shapes}
     for key in keys:
         parts = [[state[group][key].flatten() for group in sorted(state)] for state in states]

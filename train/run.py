@@ -185,15 +185,17 @@ def _train(
     from train.assembly import build
     from train.failures import explained
     from train.loop import Preempted
+    from train.stopping import Wish
 
     ranks = engines.ranks_from_environment()
     device = engines.device_of(ranks)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     with ExitStack() as ends:
+        wish = ends.enter_context(Wish())  # a signal before the first step is answered there
         ends.callback(engines.leave)
         with explained(folder):
             resume = args.resume is not None
-            trainer = build(config, settings, shards, folder, ranks, device, resume=resume, ends=ends)
+            trainer = build(config, settings, shards, folder, ranks, device, resume=resume, wish=wish, ends=ends)
         with explained(folder, trainer):
             try:
                 return _run(trainer, args.stop_after_steps)
@@ -296,15 +298,15 @@ def _description(job: "Job") -> dict[str, Any]:
 def command_line(argv: Sequence[str]) -> int:
     """`main`, with the other ranks silent where the first rank says the same.
 
-    The first rank leaves its exit code in the file that EXIT_FILE_VARIABLE names, if any: DeepSpeed's launcher turns a
-    stop by a signal into 143, and its own death into 0.
+    Each machine's first rank leaves its exit code in the file that EXIT_FILE_VARIABLE names, if any: DeepSpeed's
+    launcher turns a stop by a signal into 143, and its own death into 0.
     """
     try:
         try:
             code = main(argv)
         except SystemExit as asked:  # --help
             code = int(asked.code or 0)
-        if os.environ.get("RANK", "0") == "0" and EXIT_FILE_VARIABLE in os.environ:
+        if os.environ.get("LOCAL_RANK", "0") == "0" and EXIT_FILE_VARIABLE in os.environ:
             Path(os.environ[EXIT_FILE_VARIABLE]).write_text(f"{code}\n")
         return code
     except (ValueError, OSError) as error:

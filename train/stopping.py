@@ -1,0 +1,29 @@
+"""A wish to stop (SIGTERM, Slurm's SIGUSR1, a first Ctrl-C), noted from the start of a run to its end.
+
+The training asks for it between steps and parts of an evaluation, on all ranks together, and stops with a checkpoint.
+"""
+
+import signal
+from types import FrameType
+
+NOTED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+class Wish:
+    """Notes the signals instead of dying of them, for as long as it is entered. A second Ctrl-C interrupts."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> "Wish":
+        self._old = {number: signal.signal(number, self._note) for number in NOTED}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        if number == signal.SIGINT:
+            signal.signal(number, signal.default_int_handler)
