@@ -39,6 +39,7 @@ from train.models import create
 from train.optimisation import Rates, make_optimizer
 from train.pulse import Pulse
 from train.reporting import Reporter, dumps
+from train.stopping import Wish
 
 Kind = Literal["grid", "range"]
 KINDS = ("grid", "range")
@@ -149,6 +150,7 @@ class Search:
         self.epoch_steps = plan.samples_per_epoch / job.batch
         self.steps = plan.steps(finder.finder_epochs) if kind == "grid" else finder.finder_steps
         tries = finder.finder_resolution if kind == "grid" else 1
+        self.wish = ends.enter_context(Wish())
         self.pulse = ends.enter_context(Pulse(job.ranks, folder, minutes=job.config.training.hang_minutes))
         self.reporter = Reporter(
             folder if job.ranks.first else None,
@@ -179,7 +181,7 @@ class Search:
         """Train from the start along `rates`; the records are in the notebook. Whether it ended in finite losses."""
         model = self._model()
         engine = equip(self.job, model, self._optimizer(model, lr))
-        trial = Trial(self.job, engine, rates, Progress(), notebook, self.pulse)  # type: ignore[arg-type]
+        trial = Trial(self.job, engine, rates, Progress(), notebook, self.pulse, self.wish)  # type: ignore[arg-type]
         trial.validates = validates
         try:
             trial.fit()
