@@ -28,6 +28,7 @@ from train.hooks import HOWS, Layout, Tap, evaluating, layout_of, pool, tapped
 
 BANK_FILE = "bank.json"
 FLUSH_BATCHES = 32
+EMPTY: dict[str, Any] = {"rows": 0, "consumed": 0, "doubled": [], "complete": False}
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,13 @@ def open_bank(
     autocast: torch.dtype | None = None,
     name: str = "features",
     reuse_only: bool = False,
+    shares: Callable[[], Sequence["Bank"]] | None = None,
 ) -> Bank:
     """The bank of `key` under `folder`, extracted now where it is not there or not whole.
 
     `loader_from(consumed)` gives batches (images, labels, sample ids, valid) from that image of the split on; it is
-    called only where something is missing, and so is the model, in evaluation mode. Masked images are left out.
+    called only where something is missing, and so is the model, in evaluation mode. Masked images are left out. With
+    `shares`, what is missing is joined from the banks that it returns: those of parts of the split, in order.
 
     Raises ValueError where no image is valid, a layer is never called, a folder holds the bank of something else, or
     `reuse_only` and there is none.
@@ -84,9 +87,12 @@ def open_bank(
     with _locked(place):
         state = _read_state(place, taps, key)
         if not state["complete"]:
-            writer = _Writer(place, key, list(taps), num_images, state)
-            _fill(writer, model, taps, loader_from, device, autocast, name)
-            state = writer.finish()
+            if shares is not None:
+                state = _joined(_Writer(place, key, list(taps), num_images, dict(EMPTY)), shares())
+            else:
+                writer = _Writer(place, key, list(taps), num_images, state)
+                _fill(writer, model, taps, loader_from, device, autocast, name)
+                state = writer.finish()
     rows = state["rows"]
     layers = {tap: np.load(place / file, mmap_mode="r")[:rows] for tap, file in _files(taps).items()}
     labels, ids = (np.load(place / f"{column}.npy", mmap_mode="r")[:rows] for column in ("labels", "sample_ids"))
@@ -134,6 +140,17 @@ class _Writer:
         self.flush()
         self.columns = {}
         return self.state
+
+
+def _joined(writer: _Writer, parts: Sequence[Bank], rows: int = 4096) -> dict[str, Any]:
+    """The parts one after the other, `rows` at a time: what one process would have written."""
+    for part in parts:
+        for start in range(0, part.num_images, rows):
+            some = slice(start, start + rows)
+            blocks = {tap: array[some] for tap, array in part.layers.items()}
+            blocks |= {"labels": part.labels[some], "sample_ids": part.sample_ids[some]}
+            writer.add(blocks, writer.num_images, part.doubled)
+    return writer.finish()
 
 
 def _fill(
@@ -206,17 +223,16 @@ def _read_state(place: Path, taps: Mapping[str, Tap], key: Mapping[str, Any]) ->
 
     Raises ValueError where it is the bank of something else: a folder that was renamed or copied.
     """
-    empty = {"rows": 0, "consumed": 0, "doubled": [], "complete": False}
     try:
         state = json.loads((place / BANK_FILE).read_text(encoding="utf-8"))
         wanted = json.loads(json.dumps(key, default=str))
         odd = [name for name in wanted if state["key"].get(name) != wanted[name]]
         for file in [*_files(taps).values(), "labels.npy", "sample_ids.npy"]:
             if len(np.load(place / file, mmap_mode="r")) < state["rows"]:
-                return empty
-        found = {name: state[name] for name in empty}
+                return dict(EMPTY)
+        found = {name: state[name] for name in EMPTY}
     except (OSError, ValueError, KeyError, EOFError):
-        return empty
+        return dict(EMPTY)
     if odd:
         raise ValueError(f"{place} is a bank of other {', '.join(odd)}: remove that folder, and it is made anew")
     return found

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from analysis import ranks
 from analysis.banks import Bank, open_bank
 from analysis.results import digest_of_state, find_result
 from shards.command_line import Parser
@@ -77,9 +79,29 @@ def _positive(text: str) -> int:
 
 
 def launch(made: argparse.ArgumentParser, main: Callable[[argparse.Namespace], int | None]) -> NoReturn:
-    """Parse the command line and run `main`; a user's mistake ends in one line."""
+    """Parse the command line and run `main`; a user's mistake ends in one line.
+
+    Of several ranks the first runs `main`, the others extract their shares of its banks.
+    """
     args = made.parse_args()
-    run_cli(lambda: main(args), debug=args.debug)
+
+    def work() -> int | None:
+        with ranks.joined():
+            if ranks.rank() == 0:
+                return main(args)
+            help_out()
+            return 0
+
+    run_cli(work, debug=args.debug)
+
+
+def help_out() -> None:
+    """Extract shares of banks until rank 0 has no more to ask for."""
+    sessions: dict[str, Session] = {}
+    while (request := ranks.hear()) is not None:
+        args = argparse.Namespace(**request["args"])
+        session = sessions.setdefault(repr(args), Session(args))
+        session.shares(request["state"], request["split"])
 
 
 class Session:
@@ -92,7 +114,7 @@ class Session:
         base = self.run.out_dir / args.weights if other else self.run.out_dir
         self.out: Path = args.out or base / _part(args)
         self.features: Path = args.banks or (args.out or base) / "features"
-        self.device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = _device(args.device)
         self._states: dict[str, dict[str, Tensor]] = {}
 
     @cached_property
@@ -186,19 +208,66 @@ class Session:
     def bank(self, which: str, split_name: str | None = None) -> Bank:
         """Features of a state on a split, all layers and the embedding, from disk where they are there."""
         split = self.split(split_name)
+
+        def shares() -> list[Bank]:
+            ranks.tell({"args": vars(self.args), "state": which, "split": split.name})
+            return self.shares(which, split.name)
+
+        together = ranks.world_size() > 1 and self.args.banks is None
+        bank = self._bank(self.features, which, split, 0, self.num_images(split), shares if together else None)
+        if together:
+            shutil.rmtree(self._parts(which, split), ignore_errors=True)
+        return bank
+
+    def shares(self, which: str, split_name: str) -> list[Bank]:
+        """Extract this rank's share of a bank, wait for the others, and return all shares in order.
+
+        Raises ValueError on every rank where one of them fails.
+        """
+        split, problem = self.split(split_name), None
+        place, total = self._parts(which, split), self.num_images(split)
+        spans = [
+            ranks.share(total, self.args.batch, number, ranks.world_size()) for number in range(ranks.world_size())
+        ]
+        own = spans[ranks.rank()]
+        try:
+            if own[0] < own[1]:
+                self._bank(place, which, split, *own)
+        except (ValueError, OSError, RuntimeError) as error:
+            problem = str(error)
+        ranks.agree(problem)
+        if ranks.rank() != 0:
+            return []
+        return [self._bank(place, which, split, start, stop) for start, stop in spans if start < stop]
+
+    def _parts(self, which: str, split: Split) -> Path:
+        return self.features / f"parts-{digest_of_state(self.state(which))[:16]}-{split.name}"
+
+    def _bank(
+        self,
+        folder: Path,
+        which: str,
+        split: Split,
+        start: int,
+        stop: int,
+        shares: Callable[[], list[Bank]] | None = None,
+    ) -> Bank:
+        """The bank of images `start` to `stop` of a split."""
         wanted: dict[str, Tap] = {**self.taps, EMBEDDING: embedding_tap(self.model)}
         model = self.holding(which)
+        part = {} if folder == self.features else {"from": start}
         return open_bank(
-            self.features,
-            {**self.identity(which), "split": split.name},
+            folder,
+            {**self.identity(which), "split": split.name, **part},
             model,
             wanted,
-            lambda consumed: self.loader(split, consumed),
-            self.num_images(split),
+            lambda consumed: self.loader(split, start + consumed),
+            stop - start,
             device=self.device,
             autocast=AUTOCAST.get(self.args.precision),
             name=f"{self.run.name} {which} on {split.name}",
             reuse_only=self.args.banks is not None,
+            shares=shares,
         )
 
     def identity(self, *states: str) -> dict[str, Any]:
@@ -238,6 +307,12 @@ class Session:
     def target(self) -> str:
         """The metric that the set is judged by."""
         return self.shards.manifest.target_metric
+
+
+def _device(wanted: str | None) -> torch.device:
+    """The one that was asked for, else a GPU where there is one; of several ranks each takes its own GPU."""
+    name = wanted or ("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(f"cuda:{ranks.local_rank()}" if name == "cuda" and ranks.world_size() > 1 else name)
 
 
 def _part(args: argparse.Namespace) -> str:

@@ -1,6 +1,7 @@
 """Feature banks: made once, found again, resumed where an extraction stopped, keyed by what they come from."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from analysis.banks import Bank, open_bank
+from analysis.ranks import share
 from analysis.results import digest_of_state, find_result, read_result, write_result
 from train.hooks import extract
 from train.layers import taps
@@ -101,6 +103,29 @@ def test_interrupted_extraction_goes_on(tmp_path, deit):
     assert source.batches == -(-NUM_IMAGES // BATCH) - 3
     for name in whole.layers:
         np.testing.assert_array_equal(bank.layers[name], whole.layers[name])
+
+
+@pytest.mark.parametrize("world", [2, 3, 9])
+def test_shares_of_ranks_join_to_the_same_bytes(tmp_path, deit, world):
+    source = Source(damaged=9)
+    bank_of(tmp_path / "one", deit, source)
+
+    def shares() -> list[Bank]:
+        spans = [share(NUM_IMAGES, BATCH, number, world) for number in range(world)]
+        assert spans[0][0] == 0 and spans[-1][1] == NUM_IMAGES
+        assert all(first[1] == second[0] for first, second in pairwise(spans))
+        return [
+            open_bank(
+                tmp_path / "parts", {**KEY, "from": start}, deit, taps(deit),
+                lambda consumed, start=start: source(start + consumed), stop - start,
+            )
+            for start, stop in spans if start < stop
+        ]  # fmt: skip
+
+    open_bank(tmp_path / "many", KEY, deit, taps(deit), source, NUM_IMAGES, shares=shares)
+    one, many = (sorted((tmp_path / name).rglob("*.*")) for name in ("one", "many"))
+    assert [path.name for path in one] == [path.name for path in many]
+    assert all(path.read_bytes() == other.read_bytes() for path, other in zip(one, many, strict=True))
 
 
 def test_damaged_bank_is_made_anew(tmp_path, deit):
