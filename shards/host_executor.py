@@ -1,11 +1,13 @@
-"""The host executor: drawn parameters applied on the CPU by libjpeg-turbo, torch's uint8 resize and OpenCV.
+"""The host executor: drawn parameters applied on the CPU by libjpeg-turbo and compiled loops, else torch and OpenCV.
 
 On a machine without a GPU it is faster than DALI (docs/decisions/0003), and it is the oracle that DALI's graph is
 tested against. Decoding, resizing and flipping hold no GIL, so plain threads use every core. A sample is computed by
 one thread alone, from its bytes and its parameters: what else is in the batch, and how many threads there are, cannot
-change it.
+change it. The end of a transform runs in one call of compiled loops (`shards.native`) where there is a compiler; the
+operators of this file give the same pixels.
 """
 
+import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -17,10 +19,12 @@ import numpy as np
 import simplejpeg
 import torch
 
+from shards import native
 from shards.chain import Drawn, Transform
 from shards.colours import ColorJitter, GaussianBlur, Grayscale, Solarize
 from shards.decoding import decode
 from shards.host_colours import blur, gray, jitter, solarize
+from shards.host_plan import jobs_of, native_from
 from shards.layout import Layout
 from shards.operators import (
     CenterCrop,
@@ -41,10 +45,21 @@ Apply = Callable[[Any, np.ndarray, Values], np.ndarray]  # operator, image [h, w
 CHUNK = 4  # samples a thread takes at a time: handing over each by itself costs more, and large ones leave threads idle
 
 
+class _Own(threading.local):
+    """What each thread keeps: memory for the decoder and for the loops."""
+
+    def __init__(self) -> None:
+        self.decoded, self.scratch = native.Block(), native.Block()
+
+
+OWN = _Own()
+
+
 class HostExecutor:
     """Encoded images and their parameters -> float32 or float16 [b, C, H, W] on the CPU.
 
-    pool: threads of somebody else's, in place of `threads` of its own.
+    pool: threads of somebody else's, in place of `threads` of its own. compiled: False leaves the compiled loops out,
+    as on a machine without a compiler.
     """
 
     def __init__(
@@ -55,14 +70,25 @@ class HostExecutor:
         threads: int = 2,
         layout: Layout = Layout(),  # noqa: B008
         pool: ThreadPoolExecutor | None = None,
+        compiled: bool = True,
     ):
         refuse_bits(transform.operators, bits)
         cv2.setNumThreads(1)  # our threads take whole samples; OpenCV's would fight with them
         self.transform, self.bits, self.channels, self.layout = transform, bits, transform.channels, layout
         self._table = _normalisation_table(transform).astype(layout.numpy_type) if bits == 8 else None
+        self._pixels, self._first = self._loops() if compiled else None, native_from(transform)
         self._memory = Memory()
         self._own_pool = pool is None
         self._pool = pool or make_pool(threads)
+
+    def _loops(self) -> native.Pixels | None:
+        """The compiled loops, where they do what is wanted."""
+        if self._table is None or self.layout != Layout() or self.channels not in (1, 3):
+            return None
+        made, normalize = native.library(), self.transform.normalize
+        if made is None:
+            return None
+        return native.Pixels(made, self._table, np.array(normalize.mean), np.array(normalize.std))
 
     def run(
         self, images: Sequence[bytes | memoryview], encodings: Sequence[str], sizes: np.ndarray, drawn: Drawn
@@ -81,15 +107,26 @@ class HostExecutor:
             self.layout.stored(len(images), self.channels, self.transform.size), self.layout.numpy_type
         )
         out = self.layout.planes(stored)
-        programs = programs_of(drawn, len(images))
+        jobs, by_loops = jobs_of(drawn, self._first, self.transform.size, sizes)
+        by_loops &= self._pixels is not None
+        before = programs_of(Drawn(drawn.steps[: self._first]), len(images))
+        after = programs_of(Drawn(drawn.steps[self._first :]), len(images), ~by_loops)
+        job, place, room = jobs.ctypes.data, out.ctypes.data, out.strides[0]
+        shapes, chosen = sizes.tolist(), by_loops.tolist()
 
         def sample(i: int) -> str | None:
+            data, encoding = images[i], encodings[i]
             try:
-                image = decode_fast(images[i], encodings[i], self.channels, *sizes[i].tolist(), bits=self.bits)
+                image = decode_fast(data, encoding, self.channels, *shapes[i], bits=self.bits, into=OWN.decoded)
             except ValueError as error:
                 out[i] = 0
                 return str(error)
-            for apply, operator, values in programs[i]:
+            for apply, operator, values in before[i]:
+                image = apply(operator, image, values)
+            if chosen[i]:
+                self._by_loops(job + i * jobs.itemsize, image, place + i * room)
+                return None
+            for apply, operator, values in after[i]:
                 image = apply(operator, image, values)
             self._normalize(image, out[i])
             return None
@@ -108,6 +145,13 @@ class HostExecutor:
             return self.layout.planes(torch.from_numpy(stored)), failures
 
         return finish
+
+    def _by_loops(self, job: int, image: np.ndarray, out: int) -> None:
+        """A job and planes by their addresses, an image uint8[h, w, C]."""
+        assert self._pixels is not None
+        image = np.ascontiguousarray(image)
+        height, width = image.shape[:2]
+        self._pixels.run(job, image.ctypes.data, height, width, out, OWN.scratch)
 
     def _normalize(self, image: np.ndarray, out: np.ndarray) -> None:
         """[H, W, C] of stored values -> normalised planes, in place."""
@@ -135,12 +179,25 @@ class HostExecutor:
 
 
 def decode_fast(
-    data: bytes | memoryview, encoding: str, channels: int, height: int, width: int, *, bits: int
+    data: bytes | memoryview,
+    encoding: str,
+    channels: int,
+    height: int,
+    width: int,
+    *,
+    bits: int,
+    into: native.Block | None = None,
 ) -> np.ndarray:
-    """Stored image [h, w, C]. simplejpeg gives Pillow's pixels sooner; what it refuses OpenCV may still read."""
+    """Stored image [h, w, C]. simplejpeg gives Pillow's pixels sooner; what it refuses OpenCV may still read.
+
+    into: memory that the image may lie in, until its thread decodes the next: fresh pages cost more than a small image.
+    """
     if encoding == "jpeg" and bits == 8:
+        if into is not None:
+            into.grow(height * width * channels)
+        buffer = None if into is None else into.array
         try:
-            image = simplejpeg.decode_jpeg(data, "RGB" if channels == 3 else "GRAY")
+            image = simplejpeg.decode_jpeg(data, "RGB" if channels == 3 else "GRAY", buffer=buffer)
         except ValueError:
             return decode(data, encoding, channels, height, width, bits)
         if image.shape[:2] == (height, width):
@@ -202,15 +259,17 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def programs_of(drawn: Drawn, count: int) -> list[list[tuple[Apply, Operator, Values]]]:
-    """For each sample the operators that act on it, with its values."""
+def programs_of(
+    drawn: Drawn, count: int, wanted: np.ndarray | None = None
+) -> list[list[tuple[Apply, Operator, Values]]]:
+    """For each sample, or each wanted one (bool[count]), the operators that act on it, with its values."""
     programs: list[list[tuple[Apply, Operator, Values]]] = [[] for _ in range(count)]
     for _, operator, params in drawn.steps:
         apply = APPLY.get(type(operator))
         if apply is None:
             continue
-        acting = np.flatnonzero(params["active"]) if "active" in params else range(count)
-        for i in acting:
+        acting = params.get("active", np.ones(count, bool))
+        for i in np.flatnonzero(acting if wanted is None else acting & wanted):
             programs[i].append((apply, operator, {name: column[i] for name, column in params.items()}))
     return programs
 

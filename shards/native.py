@@ -1,0 +1,150 @@
+"""The host executor's inner loops in C: `pixels.c`, compiled where it is first used, called without the GIL.
+
+The compiler is the machine's own (`cc`; DeepSpeed wants one, too). What it makes is kept in the user's cache folder
+under a name made of the source, the flags and the processor, so that machines that share a home keep apart. Without a
+compiler, or with MEDSHARD_NATIVE=0, torch and NumPy make the same pixels more slowly.
+"""
+
+import ctypes
+import logging
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+
+log = logging.getLogger(__name__)
+SOURCE = Path(__file__).with_name("pixels.c")
+# No contraction: a product and a sum fused would round otherwise than NumPy does.
+FLAGS = (
+    *("-O3", "-march=native", "-shared", "-fPIC", "-ffp-contract=off"),
+    *("-fno-math-errno", "-fno-trapping-math", "-ffinite-math-only", "-fno-signed-zeros"),  # none changes a rounding
+)
+MOST_STEPS = 8
+STEP_KINDS = ("brightness", "contrast", "saturation", "hue", "gray", "solarize")
+JOB = np.dtype(  # the struct of the same name in pixels.c
+    [
+        *((name, np.int32) for name in ("cut_top", "cut_left", "cut_height", "cut_width")),
+        *((name, np.int32) for name in ("full_height", "full_width", "top", "left", "height", "width")),
+        *((name, np.int32) for name in ("flip_x", "flip_y", "steps")),
+        ("kind", np.int32, MOST_STEPS),
+        ("factor", np.float32, MOST_STEPS),
+    ]
+)
+WHOLE = -1  # cut_height: all of the image
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The compiled loops; None where they cannot be had, with the reason in the log."""
+    if os.environ.get("MEDSHARD_NATIVE", "1") == "0":
+        return None
+    try:
+        return _declared(ctypes.CDLL(str(_built())))
+    except (OSError, subprocess.SubprocessError) as error:
+        log.warning("%s was not compiled, torch and NumPy do its work more slowly: %s", SOURCE.name, _telling(error))
+        return None
+
+
+def _telling(error: Exception) -> str:
+    text = getattr(error, "stderr", None) or str(error)
+    return (text.strip().splitlines() or [""])[0]
+
+
+def cache_folder() -> Path:
+    """Where compiled files are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medshard"
+
+
+def _processor() -> str:
+    """What `-march=native` depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    wanted = ("flags", "features", "model name", "cpu part")
+    return "\n".join(sorted({line for line in lines if line.lower().startswith(wanted)})) or platform.processor()
+
+
+def _built() -> Path:
+    """The compiled file, made now if it is not there; whole at any moment, however many processes make it."""
+    compiler = os.environ.get("CC", "cc").split()
+    name = "\n".join([SOURCE.read_text(), *FLAGS, *compiler, sys.platform, _processor()])
+    folder = cache_folder()
+    made = folder / f"pixels-{blake2b(name.encode(), digest_size=8).hexdigest()}.so"
+    if not made.exists():
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as aside:
+            new = Path(aside) / made.name
+            command = [*compiler, *FLAGS, "-o", str(new), str(SOURCE), "-lm"]
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+            new.replace(made)
+    return made
+
+
+def _declared(made: ctypes.CDLL) -> ctypes.CDLL:
+    pointer, number, size = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
+    made.pixels_run.argtypes = [
+        *(pointer, pointer, number, number, number),
+        *(pointer, pointer, pointer, number, pointer, pointer, size),
+    ]
+    made.pixels_run.restype = size
+    return made
+
+
+class Block:
+    """Memory of one thread, used again for every image; it grows to what the largest one wanted."""
+
+    def __init__(self) -> None:
+        self.bytes, self.address, self.array = 0, 0, np.empty(0, np.uint8)
+
+    def grow(self, count: int) -> None:
+        """Hold at least so many bytes; what they are is arbitrary."""
+        if self.bytes < count:
+            self.array = np.empty(count + count // 4, np.uint8)
+            self.bytes, self.address = len(self.array), self.array.ctypes.data
+
+
+class Pixels:
+    """The loops for one way of normalising: a table float32[C, 256] of what each stored level becomes."""
+
+    def __init__(self, made: ctypes.CDLL, table: np.ndarray, mean: np.ndarray, std: np.ndarray):
+        self._run, self.channels = made.pixels_run, len(table)
+        self._levels = [np.ascontiguousarray(part, np.float32) for part in (table, mean, std)]
+        pointers = [part.ctypes.data for part in self._levels]
+        self._arguments = (*pointers, 0)
+        self._arguments = (*pointers, 0 if self._arithmetic_is_exact() else 1)
+
+    def run(self, job: int, image: int, height: int, width: int, out: int, scratch: Block) -> None:
+        """One job on a contiguous uint8[height, width, C] to float32 planes; job, image and out are addresses.
+
+        Raises:
+            ValueError: the job asks for pixels that the image does not have.
+        """
+        asked = (job, image, height, width, self.channels, *self._arguments, out)
+        wanted = self._run(*asked, scratch.address, scratch.bytes)
+        if wanted > 0:
+            scratch.grow(wanted)
+            wanted = self._run(*asked, scratch.address, scratch.bytes)
+        if wanted:
+            raise ValueError(f"an operator's window lies outside an image of {height} x {width} pixels")
+
+    def _arithmetic_is_exact(self) -> bool:
+        """Whether the quicker way to a value than the table gives the table's, for every level of every channel."""
+        image = np.repeat(np.arange(256, dtype=np.uint8), self.channels)
+        job, out = jobs(1, (1, 256)), np.empty((self.channels, 256), np.float32)
+        self.run(job.ctypes.data, image.ctypes.data, 1, 256, out.ctypes.data, Block())
+        return bool((out == self._levels[0]).all())
+
+
+def jobs(count: int, size: tuple[int, int]) -> np.ndarray:
+    """Jobs that take the whole of images of this size as they are."""
+    made = np.zeros(count, JOB)
+    made["cut_height"] = WHOLE
+    made["full_height"], made["full_width"] = made["height"], made["width"] = size
+    return made
