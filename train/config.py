@@ -321,7 +321,13 @@ class Evaluation(Section):
     units: str = Field(
         default="group",
         description="what test scores are also given by, mean probability over its images: columns of the set, joined "
-        "by +, such as group+laterality",
+        "by +, such as group+side",
+    )
+    knn_eval: bool = Field(
+        default=False, description="at each validation and the test: k-NN metrics at the embedding, too"
+    )
+    log_embeddings: bool = Field(
+        default=False, description="at each validation: a UMAP of the embeddings, as an image of TensorBoard"
     )
 
 
@@ -365,7 +371,7 @@ class Config(Section):
 # What may differ when a run goes on: none of it reaches a weight.
 RESUMABLE = {"shards", "cache", "cache_limit", "threads", "prefetch", "verify"} | {
     "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "hang_minutes", "log_every", "tensorboard",
-    "bootstrap", "units",
+    "bootstrap", "units", "knn_eval", "log_embeddings",
 }  # fmt: skip
 
 

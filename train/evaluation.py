@@ -12,7 +12,9 @@ from shards.loader import Batch
 from shards.manifest import Task
 from train.ds_settings import Precision
 from train.engine import gather_first
+from train.hooks import pool, tapped
 from train.job import Job
+from train.layers import InputOf, embedding_tap
 from train.metrics import evaluate
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -24,6 +26,7 @@ class Predictions(NamedTuple):
     sample_ids: np.ndarray  # uint64[n]
     labels: np.ndarray  # int64[n] or float32[n, classes]
     logits: np.ndarray  # float64[n, classes]
+    features: np.ndarray | None = None  # float32[n, d], the embedding, where it was asked for
 
     def probabilities(self, task: Task) -> np.ndarray:
         """Softmax over classes, or a sigmoid a label: float64[n, classes]."""
@@ -46,25 +49,31 @@ def predict(
     device: torch.device,
     precision: Precision,
     stop: Callable[[], bool] = lambda: False,
+    tap: InputOf | None = None,
 ) -> Predictions | None:
-    """Logits of every valid sample of one pass, gathered over the ranks. None where `stop` said so on any rank.
+    """Logits, and what enters `tap`, of every valid sample of one pass, gathered over the ranks.
+
+    None where `stop` said so on any rank.
 
     All ranks call it with the same number of batches, of one size. The model is put into evaluation mode.
     """
     model.eval()
-    parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-    for batch in batches:
-        if stop():
-            return None
-        with torch.inference_mode(), autocast(device, precision):
-            logits = model(batch.images.to(device)).float()
-        parts.append((batch.sample_ids, batch.labels, logits, batch.valid))
+    parts: list[tuple[Tensor, ...]] = []
+    with tapped(model, {} if tap is None else {"": tap}) as seen:
+        for batch in batches:
+            if stop():
+                return None
+            with torch.inference_mode(), autocast(device, precision):
+                logits = model(batch.images.to(device)).float()
+            features = [pool(each).float() for each in seen.values()]
+            parts.append((batch.sample_ids, batch.labels, logits, batch.valid, *features))
     columns = [torch.cat([part.to(device) for part in column]) for column in zip(*parts, strict=True)]
-    ids, labels, logits, valid = (gather_first(column).cpu() for column in columns)
+    ids, labels, logits, valid, *more = (gather_first(column).cpu() for column in columns)
     kept = np.flatnonzero(valid.numpy())
     unsigned = ids.numpy().view(np.uint64)
     order = kept[np.argsort(unsigned[kept], kind="stable")]
-    return Predictions(unsigned[order], labels.numpy()[order], logits.numpy()[order].astype(np.float64))
+    found = more[0].numpy()[order] if more else None
+    return Predictions(unsigned[order], labels.numpy()[order], logits.numpy()[order].astype(np.float64), found)
 
 
 def score(predictions: Predictions, task: Task, num_classes: int) -> tuple[dict[str, float], list[str]]:
@@ -90,12 +99,16 @@ class Scores(NamedTuple):
 
 
 def evaluate_split(
-    job: Job, model: nn.Module, split: str, *, stop: Callable[[], bool] = lambda: False
+    job: Job, model: nn.Module, split: str, *, stop: Callable[[], bool] = lambda: False, features: bool = False
 ) -> Scores | None:
-    """Loss and metrics of a model on a split of the job's set; None where `stop` said so. All ranks call it."""
+    """Loss and metrics of a model on a split of the job's set, embeddings with `features`; None where `stop` said so.
+
+    All ranks call it.
+    """
+    tap = embedding_tap(model) if features else None
     loader = job.evaluation_loader(job.shards.split(split))
     try:
-        found = predict(model, loader, device=job.device, precision=job.settings.precision, stop=stop)
+        found = predict(model, loader, device=job.device, precision=job.settings.precision, stop=stop, tap=tap)
         bad = [f"{key} is left out: {reason}" for key, reason in loader.bad]
     finally:
         loader.close()

@@ -85,7 +85,13 @@ class Job:
         """This rank's part of the training, endless from `consumed` samples of all ranks on."""
         return self._loader(self.training_split, self.train_transform, plan=self.plan, samples_consumed=consumed)
 
-    def evaluation_loader(self, split: Split) -> Loader:
+    @cached_property
+    def drawn_ids(self) -> np.ndarray:
+        """Ids uint64[m] of the stored images that an epoch's plan draws from: all, or a fraction's."""
+        stored = np.unique(self.plan.draw(np.arange(self.plan.num_samples)).positions)
+        return self.training_split.rows(stored).sample_ids
+
+    def evaluation_loader(self, split: Split | JoinedSplit) -> Loader:
         """This rank's part of one pass over a split, every sample once."""
         return self._loader(split, self.eval_transform, order="sequential", tail="partial")
 

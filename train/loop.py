@@ -24,8 +24,10 @@ from train.engine import agree, first_word, plain_copy, save_engine, share_buffe
 from train.evaluation import Scores, evaluate_split
 from train.job import Job
 from train.mixing import draw_mix, mix_images
+from train.monitoring import knn_metrics, show, wants_features
 from train.objective import loss_sum, total_weight
 from train.optimisation import Rates
+from train.pictures import batch_grid
 from train.pulse import Pulse
 from train.reporting import Reporter
 from train.resharding import Whole, load_optimizer
@@ -65,6 +67,7 @@ class Trainer:
         self.samples_per_epoch = job.plan.samples_per_epoch
         self.average: nn.Module | None = deepcopy(engine.module) if job.config.training.ema else None
         self.class_weights = job.class_weights
+        self._shown = False
         self._saved_at = time.monotonic()
 
     # ---- the course of a run
@@ -108,6 +111,8 @@ class Trainer:
         mix = draw_mix(config.training, progress.step, batch.sample_ids, valid, images.shape[2:])
         if mix is not None:
             images = mix_images(images, mix)
+        if not self._shown:
+            self._show_batch(images)
         rate = self._set_rate()
         micro = self.job.settings.micro_batch(world)
         starts = range(0, len(images), micro)
@@ -142,6 +147,13 @@ class Trainer:
         if progress.step % config.training.log_every == 0 or progress.step == self.rates.total_steps:
             record = {"epoch": self.epoch, "consumed": progress.consumed, "loss": mean, "lr": rate}
             self.reporter.train(progress.step, record, last_step=self.rates.total_steps)
+
+    def _show_batch(self, images: Tensor) -> None:
+        """The first rank's part of the first batch, as it enters the net."""
+        self._shown = True
+        if self.reporter.writer is not None:
+            mean, std = self.job.config.data.norm(self.job.shards.manifest)
+            self.reporter.picture("train/batch", batch_grid(images, mean, std), self.progress.step + 1)
 
     def _check_loss(self, losses: float, failed: Tensor, sample_ids: Tensor) -> float:
         """Sum of the loss over ranks. Where it is not finite: ValueError on every rank, before a weight moves."""
@@ -201,7 +213,9 @@ class Trainer:
     def validate(self) -> None:
         """Score the validation split, and keep the weights where the target metric is the best so far."""
         model = self._model_to_evaluate()
-        values = self.evaluate(model, "val")
+        found = self.scores(model, "val")
+        values = found.values
+        show(self.job, self.reporter, found.predictions, "val", self.progress.step)
         target = self.job.shards.manifest.target_metric
         value, progress = values[target], self.progress
         self.reporter.record("val", progress.step, {"epoch": self.epoch, "consumed": progress.consumed, **values})
@@ -217,16 +231,16 @@ class Trainer:
             + (" (best so far)" if better else "")
         )
 
-    def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
-        """Loss and metrics of a model on a split, as `scores`."""
-        return self.scores(model, split).values
-
     def scores(self, model: nn.Module, split: str) -> Scores:
         """Loss, metrics and predictions of a model on a split. Raises Preempted where a signal came meanwhile."""
-        found = evaluate_split(self.job, model, split, stop=self._any_signalled)
-        if found is None:
+        found = evaluate_split(self.job, model, split, stop=self._any_signalled, features=wants_features(self.job))
+        more: dict[str, float] | None = {}
+        if found is not None and self.job.config.evaluation.knn_eval:
+            more = knn_metrics(self.job, model, found.predictions, stop=self._any_signalled)
+        if found is None or more is None:
             self.save(must=True)
             raise Preempted
+        found.values.update(more)
         for line in found.remarks:
             self.reporter.say(f"warning: {split}: {line}")
         return found

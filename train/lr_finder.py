@@ -68,6 +68,7 @@ class Notebook:
     """Takes a reporter's place in a try: keeps the records, and passes steps on to the bar of the whole search."""
 
     bar: Reporter
+    writer: None = None  # no pictures of a try
     records: list[dict[str, Any]] = field(default_factory=list)
 
     def say(self, line: str) -> None:

@@ -2,12 +2,14 @@
 
 import json
 import math
+import resource
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from shards.manifest import write_aside
@@ -31,6 +33,22 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             if any(lines[number + 1 :]):
                 raise ValueError(f"{path}, line {number + 1} is not JSON: was it edited?") from None
     return records
+
+
+def memory_gb() -> float:
+    """The most memory held so far by the first rank, 10^9 bytes: its GPU's, or the process's where there is none."""
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_reserved() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 42 s, 12 min, 3.5 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 class Reporter:
@@ -83,16 +101,28 @@ class Reporter:
         """Record a training step with the rates since the last record."""
         seconds = max(time.monotonic() - self._start, 1e-9)
         speed = self._steps * self.per_step / seconds
+        left = seconds / max(self._steps, 1) * (last_step - step)
         share = min(self._wait / seconds, 1.0)
         self._start, self._steps, self._wait = time.monotonic(), 0, 0.0
-        self.record("train", step, {**record, "images_per_second": speed, "wait_share": share})
+        self.record(
+            "train", step, {**record, "images_per_second": speed, "wait_share": share, "memory_gb": memory_gb()}
+        )
         if self.bar is not None:
-            self.bar.set_postfix(loss=f"{record['loss']:.4f}", lr=f"{record['lr']:.2e}", img_s=f"{speed:.0f}")
+            self.bar.set_postfix_str(
+                f"loss {record['loss']:.4f}, lr {record['lr']:.2e}, {speed:.0f} images/s, waited {share:.0%}, "
+                f"{memory_gb():.1f} GB"
+            )
             if self.bar.disable:
                 self.say(
                     f"step {step}/{last_step} epoch {record['epoch']:.2f} loss {record['loss']:.4f} "
-                    f"lr {record['lr']:.3g} {speed:.0f} images/s, waited for data {share:.0%}"
+                    f"lr {record['lr']:.3g} {speed:.0f} images/s, waited for data {share:.0%}, {memory_gb():.1f} GB, "
+                    f"{duration(left)} left"
                 )
+
+    def picture(self, tag: str, image: np.ndarray, step: int) -> None:
+        """An image uint8[h, w, 3] for TensorBoard."""
+        if self.writer is not None:
+            self.writer.add_image(tag, image, step, dataformats="HWC")
 
     def record(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """A line of metrics.jsonl, and its numbers as scalars of TensorBoard."""

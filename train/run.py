@@ -244,6 +244,7 @@ def finish(trainer: "Trainer") -> None:
     from train.assessment import assess
     from train.engine import agree
     from train.models import create
+    from train.monitoring import show
     from train.predictions import operating_points
     from train.reporting import dumps
     from train.rundir import RESULTS_FILE, read_weights
@@ -259,6 +260,7 @@ def finish(trainer: "Trainer") -> None:
         splits = [name for name in ("val", "test") if name in job.shards.split_names]
         found = {name: trainer.scores(model.to(job.device), name) for name in splits}
         test = found["test"].values
+        show(job, trainer.reporter, found["test"].predictions, "test", progress.step)
         trainer.reporter.record("test", progress.step, {"epoch": trainer.epoch, **test})
         agree(lambda: _keep(job, {name: each.predictions for name, each in found.items()}))
         split, wanted = job.shards.split("test"), job.config.evaluation
