@@ -5,9 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import encode, texture
 from sklearn import metrics as judge
 
+from shards.sets import write_set
 from shards.shardset import ShardSet
+from shards.writer import Sample
 from train.assessment import assess, by_unit, by_value, unit_of
 from train.evaluation import Predictions
 from train.metrics import evaluate
@@ -41,12 +44,10 @@ def test_a_unit_is_positive_where_any_image_is_and_has_no_class_where_they_disag
 
 
 def test_units_are_combinations_of_columns() -> None:
-    columns = {"group": np.array([7, 7, 7, 9], np.uint64), "laterality": np.array(["L", "R", "L", "L"])}
+    columns = {"group": np.array([7, 7, 7, 9], np.uint64), "side": np.array(["L", "R", "L", "L"])}
     assert unit_of(columns, "group").tolist() == [0, 0, 0, 1]
-    breasts = unit_of(columns, "group+laterality")
+    breasts = unit_of(columns, "group+side")
     assert breasts[0] == breasts[2] and len(set(breasts.tolist())) == 3
-    with pytest.raises(ValueError, match="no column 'side'; it has group, laterality"):
-        unit_of(columns, "group+side")
 
 
 def test_subgroups_are_scored_alone() -> None:
@@ -81,3 +82,35 @@ def test_all_of_it_for_a_split(make_set: MakeSet, tmp_path: Path, task: str) -> 
     assert told["units"]["metrics"] == plain and told["subgroups"] == {}
     assert "intervals" not in assess(found, split, draws=0)
     assert assess(found._replace(logits=found.logits * np.nan), split) == {}
+
+
+def test_breasts_and_subgroups_of_what_a_set_tells(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+
+    def image(n: int) -> Sample:
+        told = {"side": ("left", "right")[n // 2 % 2], "pixel_spacing_mm": 0.1}
+        if n % 5:
+            told["sex"] = "FM"[n // 4 % 2]
+        pixels = encode(texture(n % 2, 40, 40, 3, rng), "jpeg")
+        return Sample("train", f"s{n}", pixels, "jpeg", (int(n // 4 % 3 == 0),), 40, 40, n // 4, metadata=told)
+
+    fields = ("sex", "side", "pixel_spacing_mm")
+    shards = write_set(
+        tmp_path / "told", (image(n) for n in range(48)), name="told", classes=["no", "yes"], channels=3,
+        task="single-label", fields=fields,
+    )  # fmt: skip
+    split = shards.split("train")
+    order = np.argsort(split.sample_ids())
+    found = Predictions(split.sample_ids()[order], split.labels()[order], rng.normal(size=(48, 2)))
+    told = assess(found, split, draws=20, units="group+side")
+    assert (told["groups"], told["units"]["units"], told["images"]) == (12, 24, 48)
+    assert {name: list(values) for name, values in told["subgroups"].items()} == {
+        "sex": ["unknown", "F", "M"], "side": ["left", "right"],
+    }  # fmt: skip
+    left = split.metadata("side", order) == "left"
+    scores = found.probabilities("single-label")[left, 1]
+    side = told["subgroups"]["side"]["left"]
+    assert side["metrics"]["roc_auc"] == pytest.approx(judge.roc_auc_score(found.labels[left], scores))
+    assert side["groups"] == 12 and "roc_auc" in side["intervals"]
+    with pytest.raises(ValueError, match="told has no column 'pixel_spacing_mm'; it has group, sex, side"):
+        assess(found, split, units="group+pixel_spacing_mm")

@@ -20,6 +20,7 @@ from shards.manifest import write_aside
 from shards.shardset import ShardSet
 from shards.storage import is_url
 from train import checkpoints
+from train.assessment import check_units
 from train.config import Config
 from train.ds_settings import DeepSpeedSettings
 from train.engine import Ranks, agree, build_engine, join
@@ -155,6 +156,7 @@ def check(job: Job) -> None:
     """What only set, ranks and config together can tell."""
     training, shards, world = job.config.training, job.shards, job.ranks.world
     check_metric(shards.manifest.target_metric, shards.task)
+    check_units(shards.manifest, job.config.evaluation.units)
     if "train" not in shards.split_names:
         raise ValueError(f"{shards.path} has no split train; it has {', '.join(shards.split_names)}")
     if job.config.schedule.schedule == "plateau" and "val" not in shards.split_names:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from shards.manifest import Task
+from shards.manifest import Manifest, Task
 from shards.shardset import Split
 from train.calibration import calibration
 from train.evaluation import Predictions
@@ -34,6 +34,7 @@ def assess(
     """
     task, scores = split.manifest.task, found.probabilities(split.manifest.task)
     columns = columns_of(split, found.sample_ids)
+    check_units(split.manifest, units)
     member = unit_of(columns, units)
     if not np.isfinite(scores).all() or not len(scores):
         return {}
@@ -50,22 +51,31 @@ def assess(
 
 
 def columns_of(split: Split, sample_ids: np.ndarray) -> dict[str, np.ndarray]:
-    """Name -> a value for each of the sample ids uint64[n]: the group, and what else the index carries."""
+    """Name -> a value for each of the sample ids uint64[n]: the group, and the categories that the set tells."""
     known = split.sample_ids()
     order = np.argsort(known)
     places = order[np.searchsorted(known, sample_ids, sorter=order)]
-    return {GROUP: split.groups(places)}
+    told = {name: split.metadata(name, places) for name in category_names(split.manifest)}
+    return {GROUP: split.groups(places), **told}
+
+
+def category_names(manifest: Manifest) -> list[str]:
+    """The metadata fields of a set that subgroups are reported by: categories, no measures."""
+    return [field.name for field in manifest.metadata if field.values]
+
+
+def check_units(manifest: Manifest, units: str) -> None:
+    """Raise ValueError for a unit of columns that the set does not carry."""
+    known = [GROUP, *category_names(manifest)]
+    for name in units.split("+"):
+        if name not in known:
+            raise ValueError(f"--units {units}: {manifest.name} has no column {name!r}; it has {', '.join(known)}")
 
 
 def unit_of(columns: Mapping[str, np.ndarray], units: str) -> np.ndarray:
-    """int64[n]: the number of each image's unit, which is one combination of the columns `units` names, joined by +.
-
-    Raises ValueError for a column that is not there.
-    """
+    """int64[n]: the number of each image's unit, which is one combination of the columns `units` names, joined by +."""
     member = np.zeros(len(columns[GROUP]), np.int64)
     for name in units.split("+"):
-        if name not in columns:
-            raise ValueError(f"--units {units}: the set has no column {name!r}; it has {', '.join(columns)}")
         _, of_column = np.unique(columns[name], return_inverse=True)
         _, member = np.unique(np.stack([member, of_column]), axis=1, return_inverse=True)
     return np.asarray(member).reshape(-1)
@@ -100,7 +110,7 @@ def by_value(
         part = told_apart(task, labels[rows], scores[rows], groups[rows], seed, draws)
         with quietly():
             metrics = evaluate(task, labels[rows], scores[rows], scores.shape[1])
-        told[str(value)] = {"images": len(rows), "metrics": metrics, **part}
+        told[str(value) or "unknown"] = {"images": len(rows), "metrics": metrics, **part}
     return told
 
 

@@ -321,7 +321,7 @@ class Evaluation(Section):
     units: str = Field(
         default="group",
         description="what test scores are also given by, mean probability over its images: columns of the set, joined "
-        "by +, such as group+side",
+        "by +, such as group+side: a patient's breasts",
     )
     knn_eval: bool = Field(
         default=False, description="at each validation and the test: k-NN metrics at the embedding, too"

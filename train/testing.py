@@ -8,7 +8,7 @@ from train import config as configs
 from train import ds_settings
 from train import engine as engines
 from train.assembly import settled
-from train.assessment import assess
+from train.assessment import assess, check_units
 from train.evaluation import evaluate_split
 from train.job import Job
 from train.predictions import write_predictions
@@ -37,6 +37,7 @@ def test_run(args: argparse.Namespace, flags: dict[str, Any]) -> int:
     device = engines.device_of(ranks)
     if args.split not in shards.split_names:
         raise ValueError(f"--split {args.split}: {shards.path} has {', '.join(shards.split_names)}")
+    check_units(shards.manifest, config.evaluation.units)
     model = run.build_model()
     model.load_state_dict(run.end_state(), strict=True)
     engines.join(ranks, device)
