@@ -64,6 +64,33 @@ def test_what_is_missing_runs_and_failures_are_tried_again(tmp_path: Path, comma
     assert all((study.folder / n / "results.json").stat().st_mtime_ns == time for n, time in before.items())
 
 
+def test_grids_are_joined_and_a_random_start_takes_no_weights(tmp_path: Path) -> None:
+    text = """
+    name = "joined"
+    [base]
+    weights = "w.safetensors"
+    [[grid]]
+    start = ["wt", "ri"]
+    seed = [0, 1]
+    [[grid]]
+    start = ["st"]
+    wt_until = ["3", "blocks.1"]
+    seed = [0]
+    """
+    study = read(grid_file(tmp_path, text), tmp_path / "out", ["x"])
+    names = ["wt-0", "wt-1", "ri-0", "ri-1", "st-wt_until3-0", "st-wt_untilblocks.1-0"]
+    assert [run.name for run in study.runs] == names
+    assert study.axes == ("start", "seed", "wt_until")
+    assert [dict(run.flags).get("weights") for run in study.runs] == [
+        *["w.safetensors"] * 2,
+        None,
+        None,
+        *["w.safetensors"] * 2,
+    ]
+    shown = table(rows(study), study.axes)
+    assert "| wt |  |" in shown and "| st | blocks.1 |" in shown
+
+
 def test_the_table_has_mean_spread_and_interval(tmp_path: Path, command: list[str]) -> None:
     study = read(grid_file(tmp_path), tmp_path / "out", command)
     run_here(study, 2, 2)
@@ -109,7 +136,7 @@ def test_values_become_words() -> None:
 def test_the_examples_are_read(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [str(ROOT / "examples" / "studies" / f"{name}.toml"), "--out", str(tmp_path), "--show"]
     assert main(parse_args(arguments)) == 0
-    assert capsys.readouterr().out.count("\n| ") == {"figure": 60, "phantoms": 2}[name]
+    assert capsys.readouterr().out.count("\n| ") == {"figure": 60, "phantoms": 2, "idrid": 8}[name]
 
 
 @pytest.mark.slow

@@ -4,8 +4,9 @@
     python train/study.py examples/studies/figure.toml --on slurm --slurm partition=gpu gpus_per_node=1 timeout_min=600
 
 The file has `name`, a table `[base]` of the trainer's flags (with _ for -), and a table `[grid]` of flags with lists of
-values; every combination is a run at runs/studies/NAME/. With `[[skip]]` tables combinations are left out. Reads the
-results of the runs; writes study.json and study.md beside them. The same command again does only what is missing.
+values; every combination is a run at runs/studies/NAME/. Several `[[grid]]` tables are joined, `[[skip]]` tables leave
+combinations out, and start ri takes no `weights`. Reads the results of the runs; writes study.json and study.md beside
+them. The same command again does only what is missing.
 Exit codes: 0 all is done, 1 some runs failed.
 """
 
@@ -91,20 +92,25 @@ def read(path: Path, out: Path, command: Sequence[str]) -> Study:
         raise ValueError(f"{path} is no readable TOML file: {error}") from None
     if unknown := sorted(set(content) - {"name", "base", "grid", "skip"}):
         raise ValueError(f"{path}: unknown key {unknown[0]!r}; known: name, base, grid, skip")
-    name, base, grid = content.get("name", path.stem), content.get("base", {}), content.get("grid", {})
-    for key in (*base, *grid, *(key for skipped in content.get("skip", []) for key in skipped)):
+    name, base, found = content.get("name", path.stem), content.get("base", {}), content.get("grid", {})
+    grids = found if isinstance(found, list) else [found]
+    for key in (*base, *itertools.chain(*grids, *content.get("skip", []))):
         _check_flag(path, key)
-    if not grid or any(not isinstance(values, list) or not values for values in grid.values()):
+    if not all(grids) or not grids or any(not isinstance(v, list) or not v for grid in grids for v in grid.values()):
         raise ValueError(f"{path}: [grid] holds flags with lists of values, such as seed = [0, 1, 2]")
     folder = out / name
     runs = []
-    for combination in combinations(grid, content.get("skip", [])):
-        run_name = name_of(combination, grid)
-        runs.append(Run(run_name, folder / run_name, tuple((base | combination).items()), tuple(command)))
+    joined = {key: distinct(grids, key) for key in dict.fromkeys(itertools.chain(*grids))}
+    for combination in (each for grid in grids for each in combinations(grid, content.get("skip", []))):
+        run_name = name_of(combination, joined)
+        flags = base | combination
+        if flags.get("start") == "ri":
+            flags.pop("weights", None)
+        runs.append(Run(run_name, folder / run_name, tuple(flags.items()), tuple(command)))
     names = [run.name for run in runs]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"{path}: two combinations are called {sorted(twice)[0]}: take values whose names differ")
-    return Study(name, folder, tuple(runs), tuple(axis for axis, values in grid.items() if len(values) > 1))
+    return Study(name, folder, tuple(runs), tuple(axis for axis, values in joined.items() if len(values) > 1))
 
 
 def _check_flag(path: Path, key: str) -> None:
@@ -113,6 +119,12 @@ def _check_flag(path: Path, key: str) -> None:
         raise ValueError(f"{path}: {key} is set by the study: take it out")
     if key not in known:
         raise ValueError(f"{path}: unknown flag {key!r}: {configs.nearest(key, known)}")
+
+
+def distinct(grids: Sequence[Mapping[str, list[Any]]], key: str) -> list[Any]:
+    """The values of a flag over all grids, each once; None where a grid leaves the flag alone."""
+    values = [value for grid in grids for value in grid.get(key, [None])]
+    return [value for i, value in enumerate(values) if value not in values[:i]]
 
 
 def combinations(grid: Mapping[str, list[Any]], skip: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -203,7 +215,7 @@ def rows(study: Study) -> list[dict[str, Any]]:
     metric: dict[tuple[tuple[str, Any], ...], str] = {}
     for run in study.runs:
         flags = dict(run.flags)
-        cell = tuple((axis, flags[axis]) for axis in study.axes if axis != "seed")
+        cell = tuple((axis, flags.get(axis)) for axis in study.axes if axis != "seed")
         results = run.results
         scores = (results or {}).get("test") or (results or {}).get("val") or {}
         metric[cell] = (results or {}).get("target_metric", metric.get(cell, ""))
@@ -232,10 +244,14 @@ def table(found: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> str:
     for row in found:
         number = {key: f"{row[key]:.3f}" if key in row else "" for key in ("mean", "sd", "median", "low", "high")}
         interval = f"{number['low']} to {number['high']}" if "low" in row else ""
-        cells = [*(Path(str(row[axis])).name if axis == "shards" else str(row[axis]) for axis in shown)]
+        cells = [_cell(axis, row[axis]) for axis in shown]
         cells += [row["metric"], f"{row['done']}/{row['of']}", number["mean"], number["sd"], interval, number["median"]]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _cell(axis: str, value: Any) -> str:
+    return "" if value is None else Path(str(value)).name if axis == "shards" else str(value)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
