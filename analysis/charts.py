@@ -57,6 +57,9 @@ class Series:
     colour: int = 0
     dash: int = 0
     marks: bool = True
+    low: Sequence[float] = ()  # of an interval around each y, with `high`; empty: none
+    high: Sequence[float] = ()
+    size: float = 3.4  # of its marks, pixels
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,10 @@ def rules() -> str:
         ".chart .grid{stroke:var(--grid);stroke-width:1}",
         ".chart .absent{fill:var(--absent)}",
         ".chart .line{fill:none;stroke-width:2;stroke-linejoin:round;stroke-linecap:round}",
+        ".chart .line.thin{stroke-width:1.1}",
         ".chart .level{stroke-width:1.2;stroke-dasharray:1 4;stroke-linecap:round}",
+        ".chart .whisker{stroke:var(--soft);stroke-width:1.3;fill:none}",
+        ".chart .ring{stroke:var(--ink);stroke-width:1}",
         ".chart .mark{stroke:var(--surface);stroke-width:1.2}",
     ]
     for i in range(NUM_SERIES):
@@ -125,7 +131,7 @@ def lines(panels: Sequence[Panel], *, categories: Sequence[str] = (), x_title: s
     parts.append(f'<g transform="translate({left} {bottom})">{_x_axis(low, high, inner, categories, x_title)}</g>')
     depth = _label_depth(categories, inner) if categories else 18
     height = bottom + depth + (24 if x_title else 10)
-    return _svg(width, height, "; ".join(panel.title for panel in panels), "".join(parts))
+    return svg_root(width, height, "; ".join(panel.title for panel in panels), "".join(parts))
 
 
 def heat_map(
@@ -151,7 +157,7 @@ def heat_map(
         for j, column in enumerate(columns):
             value = float(values[i, j])
             parts.append(
-                f'<rect class="{_shade_class(value, low, high)}" x="{left + cell * j}" y="{y}" width="{cell}" '
+                f'<rect class="{shade_class(value, low, high)}" x="{left + cell * j}" y="{y}" width="{cell}" '
                 f'height="{cell}"><title>{escape(y_title)} {escape(row)} · {escape(x_title)} {escape(column)}: '
                 f"{number(value)}</title></rect>"
             )
@@ -172,8 +178,8 @@ def heat_map(
     )
     middle = f"translate(12 {top + tall / 2:.0f}) rotate(-90)"
     parts.append(f'<text transform="{middle}" text-anchor="middle">{escape(y_title)}</text>')
-    parts.append(_colour_bar(left + wide + 12, top, tall, low, high))
-    return _svg(left + wide + 58, top + tall + depth + 18, title, "".join(parts))
+    parts.append(colour_bar(left + wide + 12, top, tall, low, high))
+    return svg_root(left + wide + 58, top + tall + depth + 18, title, "".join(parts))
 
 
 @dataclass(frozen=True)
@@ -193,7 +199,7 @@ def scatter(groups: Sequence[Dots], *, title: str, x_title: str, y_title: str, w
     """Point clouds on plain axes; a point's tooltip is its note."""
     left, top, side = 46, 28, width - 46 - 16
     xs, ys = ([v for dots in groups for v in getattr(dots, axis) if isfinite(v)] for axis in "xy")
-    x_ticks, y_ticks = _ticks(min(xs, default=0), max(xs, default=1)), _ticks(min(ys, default=0), max(ys, default=1))
+    x_ticks, y_ticks = ticks(min(xs, default=0), max(xs, default=1)), ticks(min(ys, default=0), max(ys, default=1))
     x_low, x_span = x_ticks[0], x_ticks[-1] - x_ticks[0]
     y_low, y_span = y_ticks[0], y_ticks[-1] - y_ticks[0]
     parts = [f'<text class="title" x="{left}" y="16">{escape(title)}</text>']
@@ -208,11 +214,11 @@ def scatter(groups: Sequence[Dots], *, title: str, x_title: str, y_title: str, w
         sizes = dots.sizes if dots.sizes is not None else [3.2] * len(dots.x)
         for x, y, note, size in zip(dots.x, dots.y, dots.notes, sizes, strict=True):
             place = left + side * (x - x_low) / x_span, top + side - side * (y - y_low) / y_span
-            parts.append(_mark(*place, dots.colour, dots.shape, size, note))
+            parts.append(mark(*place, dots.colour, dots.shape, size, note))
     parts.append(f'<text x="{left + side / 2:.0f}" y="{top + side + 32}" text-anchor="middle">{escape(x_title)}</text>')
     middle = f"translate(11 {top + side / 2:.0f}) rotate(-90)"
     parts.append(f'<text transform="{middle}" text-anchor="middle">{escape(y_title)}</text>')
-    return _svg(width, top + side + 40, title, "".join(parts))
+    return svg_root(width, top + side + 40, title, "".join(parts))
 
 
 def number(value: float) -> str:
@@ -233,13 +239,14 @@ def legend(entries: Sequence[tuple[str, int, int]]) -> str:
     for name, colour, dash in entries:
         stroke = f' stroke-dasharray="{_DASHES[dash % 3]}"' if dash % 3 else ""
         line = f'<line class="line s{colour % NUM_SERIES}" x1="1" x2="29" y1="6" y2="6"{stroke}/>'
-        mark = _mark(15, 6, colour, colour, 3.2, "")
-        swatch = f'<svg class="chart" width="30" height="12" aria-hidden="true">{line}{mark}</svg>'
+        sign = mark(15, 6, colour, colour, 3.2, "")
+        swatch = f'<svg class="chart" width="30" height="12" aria-hidden="true">{line}{sign}</svg>'
         items.append(f"<li>{swatch}{escape(name)}</li>")
     return f'<ul class="legend">{"".join(items)}</ul>'
 
 
-def _svg(width: float, height: float, label: str, inside: str) -> str:
+def svg_root(width: float, height: float, label: str, inside: str) -> str:
+    """The outer element of a chart, named for screen readers."""
     return (
         f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" '
         f'width="{width:.0f}" height="{height:.0f}" role="img" aria-label="{escape(label, quote=True)}">{inside}</svg>'
@@ -248,9 +255,10 @@ def _svg(width: float, height: float, label: str, inside: str) -> str:
 
 def _panel(panel: Panel, low: float, span: float, inner: float, categories: Sequence[str]) -> str:
     values = [y for series in panel.series for y in series.y if y is not None and isfinite(y)]
+    values += [y for series in panel.series for y in (*series.low, *series.high) if isfinite(y)]
     values += [level for level, _, _ in panel.levels if isfinite(level)] + ([0.0] if panel.zero else [])
-    ticks = _ticks(min(values, default=0.0), max(values, default=1.0), 4 if panel.height > 110 else 3)
-    bottom, rise = ticks[0], (ticks[-1] - ticks[0])
+    marks_at = ticks(min(values, default=0.0), max(values, default=1.0), 4 if panel.height > 110 else 3)
+    bottom, rise = marks_at[0], (marks_at[-1] - marks_at[0])
     tall = panel.height
 
     def place(x: float, y: float) -> tuple[float, float]:
@@ -258,7 +266,7 @@ def _panel(panel: Panel, low: float, span: float, inner: float, categories: Sequ
 
     parts = [f'<text class="title" x="-44" y="-10">{escape(panel.title)}<tspan class="tiny" dx="6" font-weight="400">']
     parts.append(f"{escape(panel.unit)}</tspan></text>")
-    for tick in ticks:
+    for tick in marks_at:
         y = place(low, tick)[1]
         parts.append(f'<line class="grid" x1="0" x2="{inner}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text class="tiny" x="-7" y="{y + 3.3:.1f}" text-anchor="end">{number(tick)}</text>')
@@ -285,14 +293,27 @@ def _series(series: Series, place, categories: Sequence[str]) -> str:  # type: i
         runs[-1].append(f"{left:.1f} {top:.1f}")
         where = categories[round(x)] if categories else number(x)
         if series.marks:
-            marks.append(_mark(left, top, series.colour, series.colour, 3.4, f"{series.name} · {where}: {number(y)}"))
+            marks.append(
+                mark(left, top, series.colour, series.colour, series.size, f"{series.name} · {where}: {number(y)}")
+            )
     dash = f' stroke-dasharray="{_DASHES[series.dash % 3]}"' if series.dash % 3 else ""
     colour = series.colour % NUM_SERIES
     paths = [f'<path class="line s{colour}" d="M{" L".join(run)}"{dash}/>' for run in runs if len(run) > 1]
-    return "".join(paths + marks)
+    return "".join(paths + _whiskers(series, place) + marks)
 
 
-def _mark(x: float, y: float, colour: int, shape: int, size: float, note: str) -> str:
+def _whiskers(series: Series, place) -> list[str]:  # type: ignore[no-untyped-def]
+    parts = []
+    for x, low, high in zip(series.x, series.low, series.high, strict=False):
+        if isfinite(low) and isfinite(high):
+            (left, bottom), (_, top) = place(x, low), place(x, high)
+            ends = f"M{left - 3:.1f} {top:.1f}h6M{left:.1f} {top:.1f}V{bottom:.1f}M{left - 3:.1f} {bottom:.1f}h6"
+            parts.append(f'<path class="line thin s{series.colour % NUM_SERIES}" d="{ends}"/>')
+    return parts
+
+
+def mark(x: float, y: float, colour: int, shape: int, size: float, note: str) -> str:
+    """One mark: circle, square, triangle or diamond by `shape`, with its value as a tooltip."""
     tip = f"<title>{escape(note)}</title>" if note else ""
     kind = f'class="mark s{colour % NUM_SERIES}"'
     s = size
@@ -321,7 +342,7 @@ def _x_axis(low: float, high: float, inner: float, categories: Sequence[str], x_
             anchor = "middle" if flat else "end"
             parts.append(f'<text class="tiny" transform="{turn}" text-anchor="{anchor}">{escape(name)}</text>')
     else:
-        for tick in _ticks(low, high, 6):
+        for tick in ticks(low, high, 6):
             if low <= tick <= high:
                 x = inner * (tick - low) / ((high - low) or 1)
                 parts.append(f'<text class="tiny" x="{x:.1f}" y="15" text-anchor="middle">{number(tick)}</text>')
@@ -341,7 +362,7 @@ def _text_width(text: str, size: float) -> int:
     return int(len(text) * size * 0.58) + 2
 
 
-def _ticks(low: float, high: float, wanted: int = 5) -> list[float]:
+def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
     """Round numbers that enclose low..high, about `wanted` of them."""
     if high - low < 1e-12 * max(abs(low), abs(high), 1e-300) or not isfinite(high - low):
         low, high = low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1)
@@ -352,7 +373,8 @@ def _ticks(low: float, high: float, wanted: int = 5) -> list[float]:
     return [round(step * i, 12) for i in range(first, last + 1)]
 
 
-def _colour_bar(x: float, y: float, tall: float, low: float, high: float) -> str:
+def colour_bar(x: float, y: float, tall: float, low: float, high: float) -> str:
+    """The shades of a heat map beside their values."""
     step = tall / NUM_SHADES
     parts = [
         f'<rect class="h{i}" x="{x}" y="{y + tall - step * (i + 1):.2f}" width="10" height="{step + 0.4:.2f}"/>'
@@ -363,7 +385,8 @@ def _colour_bar(x: float, y: float, tall: float, low: float, high: float) -> str
     return "".join(parts)
 
 
-def _shade_class(value: float, low: float, high: float) -> str:
+def shade_class(value: float, low: float, high: float) -> str:
+    """The class of the shade of a value between low and high; "absent" for NaN."""
     if not isfinite(value):
         return "absent"
     share = min(max((value - low) / ((high - low) or 1), 0.0), 1.0)

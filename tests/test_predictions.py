@@ -12,7 +12,7 @@ from sklearn.metrics import roc_curve
 
 from shards.shardset import ShardSet
 from train.evaluation import Predictions
-from train.predictions import operating_points, rates, threshold_for, write_predictions
+from train.predictions import operating_points, rates, read_predictions, threshold_for, write_predictions
 
 MakeSet = Callable[..., ShardSet]
 
@@ -32,6 +32,12 @@ def test_each_row_has_its_key_label_and_probabilities(make_set: MakeSet, tmp_pat
     write_predictions(tmp_path / "out.csv", split, found)
     rows = list(csv.reader((tmp_path / "out.csv").read_text().splitlines()))
     assert [row[0] for row in rows[1:]] == [split.key(i) for i in range(split.num_samples)]
+    told = read_predictions(tmp_path / "out.csv", split.manifest.task, split.view.classes)
+    assert list(told.keys) == [row[0] for row in rows[1:]]
+    np.testing.assert_array_equal(told.labels, split.labels())
+    assert told.probabilities.tolist() == [[float(cell) for cell in row[-2:]] for row in rows[1:]]
+    with pytest.raises(ValueError, match="is of other classes than a, b: was the view changed since"):
+        read_predictions(tmp_path / "out.csv", split.manifest.task, ["a", "b"])
     by_id = {int(one): row for row, one in enumerate(found.sample_ids)}
     scores = found.probabilities(split.manifest.task)
     for i, row in enumerate(rows[1:]):

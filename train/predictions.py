@@ -1,13 +1,14 @@
-"""What a model said of each image as a csv by key, and thresholds chosen on one split and judged on another."""
+"""What a model said of each image as a csv by key, read again; thresholds chosen on one split, judged on another."""
 
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from shards.manifest import write_aside
+from shards.manifest import Task, write_aside
 from shards.shardset import Split
 from train.evaluation import Predictions
 
@@ -29,6 +30,38 @@ def write_predictions(path: Path, split: Split, found: Predictions) -> None:
         told = [classes[int(label)]] if single else ["" if np.isnan(one) else int(one) for one in label]
         writer.writerow([split.key(position[int(found.sample_ids[row])]), *told, *(f"{p:.6g}" for p in scores[row])])
     write_aside(path, text.getvalue().encode())
+
+
+class Told(NamedTuple):
+    """What a model said of n images, read from its csv."""
+
+    keys: tuple[str, ...]
+    labels: np.ndarray  # int64[n], or float32[n, classes] with NaN where ignored
+    probabilities: np.ndarray  # float64[n, classes]
+
+
+def read_predictions(path: Path, task: Task, classes: Sequence[str]) -> Told:
+    """The reverse of `write_predictions`.
+
+    Raises ValueError where the file is missing or is of other classes or another task.
+    """
+    if not path.is_file():
+        raise ValueError(
+            f"no predictions at {path}: the run was made by an older release, or its set has no such split"
+        )
+    with path.open(encoding="utf-8", newline="") as file:
+        head, *rows = list(csv.reader(file)) or [[]]
+    single = task == "single-label"
+    if head != ["key", *(["label"] if single else classes), *(f"p({name})" for name in classes)]:
+        raise ValueError(f"{path} is of other classes than {', '.join(classes)}: was the view changed since?")
+    place = {name: number for number, name in enumerate(classes)}
+    told = [row[1 : -len(classes)] for row in rows]
+    if single:
+        labels = np.array([place[row[0]] for row in told], np.int64)
+    else:
+        labels = np.array([[float(one) if one else np.nan for one in row] for row in told], np.float32)
+    scores = np.array([row[-len(classes) :] for row in rows], np.float64).reshape(len(rows), len(classes))
+    return Told(tuple(row[0] for row in rows), labels, scores)
 
 
 def operating_points(chosen: Predictions, judged: Predictions, split: Split) -> dict[str, list[dict[str, Any]]]:

@@ -50,7 +50,7 @@ def intervals(
             f"a bootstrap needs samples, draws >= 1 and a level in 0..1, got {len(member)}, {draws}, {level}"
         )
     tail = (1 - level) / 2
-    parts = [resampled(task, labels, probabilities, weights) for weights in _weights(member, seed, draws)]
+    parts = [resampled(task, labels, probabilities, weights) for weights in group_weights(member, seed, draws)]
     with quietly():
         whole = evaluate(task, labels, probabilities, probabilities.shape[1])
     told = {}
@@ -62,8 +62,12 @@ def intervals(
     return told
 
 
-def _weights(member: np.ndarray, seed: int, draws: int) -> Iterator[np.ndarray]:
-    """How often each draw has each sample, float64[some draws, n], in blocks of bounded size."""
+def group_weights(member: np.ndarray, seed: int, draws: int) -> Iterator[np.ndarray]:
+    """How often each draw has each sample, float64[some draws, n], in blocks of bounded size.
+
+    `member` int64[n]: the number of each sample's group. Equal arguments give equal draws, so that metrics of several
+    models on the same samples can be paired.
+    """
     number, random = int(member.max()) + 1, np.random.Generator(np.random.Philox(key=seed))
     rows = max(1, _BLOCK // len(member))
     for first in range(0, draws, rows):

@@ -1,0 +1,194 @@
+"""How far up must features be pretrained, and with how much data does transfer matter? Curves over the runs of a study.
+
+    python analysis/curves.py STUDY.toml | RUN RUN …
+
+By depth: ST with the first n layer groups pretrained (WT-ST-n), from ST (n = 0) to WT (all). By data: each start over
+the fraction of the training split. A point is the mean over seeds of the target metric on the test split, each seed is
+shown, and the interval is a paired bootstrap by group over test images. Writes curves.json, curves.csv and curves.svg
+into the study's folder (analysis/), or that of the first run.
+"""
+
+import argparse
+import csv
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from analysis.charts import Panel, Series, lines, number, standalone
+from analysis.gains import STARTS, flags, request_of
+from analysis.paired import bounds
+from analysis.results import write_result
+from analysis.session import announce, launch, table
+from analysis.study_runs import Gathered, Trained, gather, resampled, same_set
+from shards.manifest import write_aside
+from train.layers import group_index, layer_groups
+
+CAPTION = (
+    "mean over seeds of the target metric on the test split; interval: 95 %, paired bootstrap by group over test "
+    "images (not over seeds)"
+)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Gather, work out, write, tell."""
+    found = gather(args.runs, args.studies)
+    values = measure(found, args.draws, args.seed)
+    folder = args.out or found.folder
+    path = write_result(folder, "curves", request_of(found, args.draws, args.seed), values, standalone(figure(values)))
+    write_aside(path.with_suffix(".csv"), points_csv(values).encode())
+    announce(path, text(values))
+
+
+def measure(found: Gathered, draws: int, seed: int) -> dict[str, Any]:
+    """All curves. Raises ValueError where the runs differ neither in boundary nor in fraction."""
+    cells: dict[tuple[str, str], list[Trained]] = {}
+    for run in found.runs:
+        cells.setdefault((run.data, run.model), []).append(run)
+    curves = []
+    for (data, model), runs in cells.items():
+        same_set(runs)
+        drawn = resampled(runs, draws, seed)
+        scores = drawn.scores if drawn else None
+        about = {"set": data, "model": model, "metric": runs[0].target}
+        curves += [about | each for each in (by_depth(runs, scores), by_data(runs, scores)) if each]
+    if not curves:
+        raise ValueError(
+            "these runs give no curve: by depth wants st runs of several wt_until, by data several fractions"
+        )
+    return {"about": CAPTION, "curves": curves, "remarks": list(found.remarks)}
+
+
+def by_depth(runs: Sequence[Trained], drawn: np.ndarray | None) -> dict[str, Any] | None:
+    """Score by how many layer groups are pretrained; None where no run has a boundary."""
+    whole = [(i, run) for i, run in enumerate(runs) if run.fraction == 1 and run.start != "ri"]
+    if not any(run.until is not None for _, run in whole):
+        return None
+    names = list(layer_groups(runs[0].run.build_model()))
+
+    def kept(run: Trained) -> float:
+        until = run.until or "0"
+        return len(names) if run.start == "wt" else group_index(names, int(until) if until.isdigit() else until)
+
+    points = points_of(whole, kept, drawn)
+    return {"by": "depth", "groups": names, "series": {"WT up to n, ST beyond": points}}
+
+
+def by_data(runs: Sequence[Trained], drawn: np.ndarray | None) -> dict[str, Any] | None:
+    """Score by fraction of the training split, a series a start; None where all runs saw one fraction."""
+    series = {}
+    for start in STARTS:
+        chosen = [(i, run) for i, run in enumerate(runs) if run.start == start and run.until is None]
+        if len({run.fraction for _, run in chosen}) > 1:
+            series[start.upper()] = points_of(chosen, lambda run: run.fraction, drawn)
+    return {"by": "data", "series": series} if series else None
+
+
+def points_of(
+    runs: Sequence[tuple[int, Trained]], place: Callable[[Trained], float], drawn: np.ndarray | None
+) -> list[dict[str, Any]]:
+    """Points in order of x: mean over seeds, its interval, each seed's score. `drawn` [draws, runs]."""
+    groups: dict[float, list[tuple[int, Trained]]] = {}
+    for i, run in runs:
+        groups.setdefault(place(run), []).append((i, run))
+    points = []
+    for x in sorted(groups):
+        scores = [run.score for _, run in groups[x]]
+        spread = drawn[:, [i for i, _ in groups[x]]].mean(1) if drawn is not None else np.empty(0)
+        points.append({"x": x, "mean": float(np.mean(scores)), "interval": bounds(spread), "scores": scores})
+    return points
+
+
+def panels(values: Mapping[str, Any], by: str) -> list[tuple[Panel, list[str]]]:
+    """One panel a curve of a kind ("depth" or "data") with the names of its x places, if they have any."""
+    made = []
+    for curve in values["curves"]:
+        if curve["by"] != by:
+            continue
+        series: list[Series] = []
+        for colour, (name, points) in enumerate(curve["series"].items()):
+            x = [point["x"] for point in points]
+            low, high = ([_nan(point["interval"][side]) for point in points] for side in (0, 1))
+            y = [_nan(point["mean"]) for point in points]
+            series.append(Series(f"mean of {name}", x, y, colour=colour, low=low, high=high))
+            for point in points:
+                for number_of, score in enumerate(point["scores"]):
+                    dot = Series(f"{name}, run {number_of + 1}", [point["x"]], [_nan(score)], colour=colour, size=1.8)
+                    series.append(dot)
+        title = f"{curve['model']} on {curve['set']}"
+        made.append((Panel(title, series, curve["metric"].replace("_", " "), height=190), list(curve["series"])))
+    return made
+
+
+def figure(values: Mapping[str, Any], by: str | None = None, width: int = 760) -> str:
+    """Curves of a kind, or of all kinds one above another."""
+    kinds = [by] if by else ["depth", "data"]
+    titles = {"depth": "layer groups that start pretrained (0: ST, all: WT)", "data": "share of the training split"}
+    made = [
+        (
+            kind,
+            lines(
+                [panel for panel, _ in found], x_title=f"{titles[kind]}; whiskers 95 %, small marks: runs", width=width
+            ),
+        )
+        for kind in kinds
+        if (found := panels(values, kind))
+    ]
+    placed, y = [], 0.0
+    for _, svg in made:
+        placed.append(svg.replace("<svg ", f'<svg y="{y:.0f}" ', 1))
+        y += float(svg.split(' height="')[1].split('"')[0]) + 10
+    if len(placed) == 1:
+        return made[0][1]
+    label = "curves by depth and by data"
+    return (
+        f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {y:.0f}" width="{width}" '
+        f'height="{y:.0f}" role="img" aria-label="{label}">{"".join(placed)}</svg>'
+    )
+
+
+def rows(values: Mapping[str, Any]) -> list[list[Any]]:
+    """A row a point: set, model, curve, series, x, mean, low, high, runs."""
+    return [
+        [
+            curve["set"],
+            curve["model"],
+            curve["by"],
+            name,
+            point["x"],
+            point["mean"],
+            *point["interval"],
+            len(point["scores"]),
+        ]
+        for curve in values["curves"]
+        for name, points in curve["series"].items()
+        for point in points
+    ]
+
+
+HEAD = ("set", "model", "by", "series", "x", "mean", "low", "high", "runs")
+
+
+def points_csv(values: Mapping[str, Any]) -> str:
+    """A row a point, unrounded."""
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerows([HEAD, *rows(values)])
+    return stream.getvalue()
+
+
+def text(values: Mapping[str, Any]) -> list[str]:
+    """The table for the console."""
+    told = [list(HEAD)]
+    for row in rows(values):
+        told.append([cell if isinstance(cell, str) else number(_nan(cell)) for cell in row])
+    return table(told) + [f"note: {remark}" for remark in values["remarks"]]
+
+
+def _nan(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+if __name__ == "__main__":
+    launch(flags(__doc__), main)

@@ -1,0 +1,79 @@
+"""How many directions do the features of a layer really use? Intrinsic dimension by layer, start beside end.
+
+    python analysis/dimension.py RUN [--split train]
+
+TwoNN (Facco et al., 2017) on pooled features; in trained networks it rises, then falls towards the head (Ansuini et
+al., NeurIPS 2019). Also on halves and quarters of the images: where these differ much from the whole, the number
+belongs to that many images and not to the layer. Writes analysis/dimension.json and dimension.svg.
+"""
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+from analysis.charts import Panel, Series, lines, number, standalone
+from analysis.results import write_result
+from analysis.session import EMBEDDING, Session, announce, launch, parser, table
+from analysis.twonn import dimension
+
+CAPTION = "TwoNN intrinsic dimension of pooled features (Facco et al., 2017), the tenth with the largest ratio left out"
+
+
+def main(args: argparse.Namespace) -> None:
+    """Extract or find the features, measure, write, tell."""
+    session = Session(args)
+    request = session.request(*session.states, pool=args.pool)
+    if session.answered("dimension", request):
+        return
+    states = {which: by_layer(session, which, args.pool) for which in session.states}
+    values = {"about": CAPTION, "pooling": args.pool, "states": states}
+    path = write_result(session.out, "dimension", request, values, standalone(figure(values)))
+    announce(path, text(values))
+
+
+def by_layer(session: Session, which: str, how: str) -> dict[str, dict[str, float]]:
+    """Layer (and the embedding) -> dimension and what belongs to it."""
+    bank = session.bank(which)
+    return {
+        name: dimension(bank.layer(name, how), seed=session.args.seed)._asdict() for name in (*session.taps, EMBEDDING)
+    }
+
+
+def figure(values: Mapping[str, Any]) -> str:
+    """Dimension by layer, start and end, with the spread of halves."""
+    states = values["states"]
+    layers = list(next(iter(states.values())))
+    series = []
+    for colour, (which, found) in enumerate(states.items()):
+        middle = [_nan(found[layer]["value"]) for layer in layers]
+        error = [_nan(found[layer]["error"]) for layer in layers]
+        low, high = ([m + sign * e for m, e in zip(middle, error, strict=True)] for sign in (-1, 1))
+        series.append(
+            Series(which, range(len(layers)), middle, colour=colour, dash=which == "start", low=low, high=high)
+        )
+    note = "● " + "  ■ ".join(states)
+    panel = Panel("Intrinsic dimension", series, "TwoNN", zero=True, height=220)
+    return lines([panel], categories=layers, x_title=f"layer group · {note}")
+
+
+def text(values: Mapping[str, Any]) -> list[str]:
+    """The table for the console."""
+    states = values["states"]
+    rows = [["layer", *(f"{which}{part}" for which in states for part in ("", ", halves"))]]
+    for layer in next(iter(states.values())):
+        rows.append(
+            [layer, *(number(_nan(found[layer][part])) for found in states.values() for part in ("value", "half"))]
+        )
+    return table(rows)
+
+
+def _nan(value: float | None) -> float:
+    return float("nan") if value is None else float(value)
+
+
+if __name__ == "__main__":
+    made = parser(__doc__)
+    made.add_argument(
+        "--pool", choices=("auto", "cls", "mean", "both"), default="mean", help="of tokens (default mean)"
+    )
+    launch(made, main)
