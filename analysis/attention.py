@@ -95,7 +95,9 @@ def text(values: Mapping[str, Any]) -> list[str]:
     rows = [["block", *(f"{which} {part}" for which in states for part in ("least", "mean", "most"))]]
     for name in next(iter(states.values())):
         found = [np.asarray(blocks[name]["mean"]) for blocks in states.values()]
-        rows.append([name, *(number(float(value)) for each in found for value in (each.min(), each.mean(), each.max()))])
+        rows.append(
+            [name, *(number(float(value)) for each in found for value in (each.min(), each.mean(), each.max()))]
+        )
     return [*table(rows), f"same attention everywhere: {number(values['uniform'])} pixels"]
 
 

@@ -77,10 +77,10 @@ def prefix_share(weights: Tensor, patches: int) -> Tensor:
 
 
 def rollout(weights: Sequence[Tensor], patches: int, *, cls_row: bool) -> Tensor:
-    """Where the output comes from, as attention says: float64[b, p], rows sum to 1 (Abnar and Zuidema, ACL 2020, eq. 1).
+    """Where the output comes from, as attention says: float64[b, p], rows sum to 1 (Abnar and Zuidema, ACL 2020).
 
-    Each block passes on (A + 1) / 2, A the mean over heads of [b, h, t, t] and 1 the residual; the product of all blocks
-    is read at the class token, or as the mean over patches for models that average them.
+    Each block passes on (A + 1) / 2, A the mean over heads of [b, h, t, t] and 1 the residual; the product of all
+    blocks (eq. 1) is read at the class token, or as the mean over patches for models that average them.
     """
     tokens = weights[0].shape[-1]
     one = torch.eye(tokens, dtype=torch.float64, device=weights[0].device)

@@ -7,7 +7,7 @@ series colours keep apart under the common forms of colour blindness; heat maps 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from html import escape
+from html import escape, unescape
 from math import floor, isfinite, log10, nan
 
 import numpy as np
@@ -243,6 +243,21 @@ def legend(entries: Sequence[tuple[str, int, int]]) -> str:
         swatch = f'<svg class="chart" width="30" height="12" aria-hidden="true">{line}{sign}</svg>'
         items.append(f"<li>{swatch}{escape(name)}</li>")
     return f'<ul class="legend">{"".join(items)}</ul>'
+
+
+def svg_key(svg: str, entries: Sequence[tuple[str, int, int]], width: float) -> str:
+    """The chart with a key of (name, colour, shape) below it, in rows that fit the width."""
+    size = [float(svg.split(f' {side}="')[1].split('"')[0]) for side in ("width", "height")]
+    parts, x, y = [], 12.0, size[1] + 12
+    for name, colour, shape in entries:
+        wide = 22 + _text_width(name, 9.5)
+        if x + wide > width and x > 12:
+            x, y = 12.0, y + 15
+        parts.append(mark(x, y - 3, colour, shape, 3.4, ""))
+        parts.append(f'<text class="tiny" x="{x + 8:.0f}" y="{y:.0f}">{escape(name)}</text>')
+        x += wide
+    inside, label = svg.split(">", 1)[1].removesuffix("</svg>"), svg.split('aria-label="')[1].split('"')[0]
+    return svg_root(size[0], y + 8, unescape(label), inside + "".join(parts))
 
 
 def svg_root(width: float, height: float, label: str, inside: str) -> str:

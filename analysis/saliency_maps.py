@@ -78,11 +78,9 @@ def attention_map(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def way_of(model: nn.Module) -> str:
-    """"rollout" for ViTs, "grad-cam" for all others."""
+    """ "rollout" for ViTs, "grad-cam" for all others."""
     try:
         attention_modules(model)
     except ValueError:
         return "grad-cam"
     return "rollout"
-
-

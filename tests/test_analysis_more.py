@@ -1,0 +1,179 @@
+"""The further scripts over runs: maps of embeddings, dimension, attention, saliency, FID, trajectories."""
+
+import json
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+from test_analysis_knn import ALL, SMALL, make_run
+
+from analysis import attention, dimension, embeddings, fid, saliency, trajectory
+from analysis.frechet import frechet_distance
+from analysis.session import Session, parser
+from analysis.twonn import two_nn
+from train.models import create
+from train.rundir import read_weights
+
+EXTRA: dict[str, dict[str, object]] = {
+    "embeddings": {"splits": "train,test", "neighbours": 5, "methods": "pca"},
+    "dimension": {"pool": "mean"},
+    "attention": {},
+    "saliency": {"cases": 3},
+    "fid": {"source": None, "source_split": None, "state": "start"},
+    "trajectory": {"pool": "both"},
+}
+
+
+def arguments(run: Path, script: str, *flags: str, **options: object) -> Namespace:
+    made = parser("test").parse_args([str(run), "--batch", "8", "--threads", "1", *flags])
+    return Namespace(**vars(made) | EXTRA[script] | options)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, tiny_set: Path) -> Path:
+    return make_run(tmp_path_factory.mktemp("runs") / "tiny", tiny_set, *SMALL)
+
+
+def result(run: Path, name: str) -> dict:
+    path = run / "analysis" / f"{name}.json"
+    ElementTree.parse(path.with_suffix(".svg"))
+    return json.loads(path.read_text())
+
+
+def test_embeddings_keep_every_image_and_know_its_error(run, capsys):
+    embeddings.main(arguments(run, "embeddings"))
+    found = result(run, "embeddings")
+    assert len(found["label"]) == len(found["maps"]["pca"]["points"]) == 79
+    assert found["split"].count("test") == 19
+    session = Session(arguments(run, "embeddings"))
+    model, bank = session.holding("end"), session.bank("end")
+    with torch.inference_mode():
+        predicted = model.classifier(torch.from_numpy(np.array(bank.layer("embedding")))).argmax(1).numpy()
+    assert found["right"][60:] == (predicted == bank.labels).tolist()
+    points = np.array(found["maps"]["pca"]["points"])
+    spread = np.concatenate([session.bank("end", name).layer("embedding") for name in ("train", "test")]).astype(float)
+    assert points.var(0) / spread.var(0).sum() == pytest.approx(found["maps"]["pca"]["variance"])
+    assert "79 images of train, test" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_umap_is_the_same_for_the_same_seed():
+    features = np.concatenate([np.random.default_rng(i).normal(9 * i, 1, (30, 8)) for i in range(3)]).astype(np.float32)
+    first, again = (embeddings.umap_of(features, 10, 0)["points"] for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    centres = [first[30 * i : 30 * i + 30].mean(0) for i in range(3)]
+    for i in range(3):  # three clouds far apart stay three
+        own = np.linalg.norm(first[30 * i : 30 * i + 30] - centres[i], axis=1)
+        assert own.max() < min(np.linalg.norm(centres[i] - centres[j]) for j in range(3) if j != i)
+
+
+def test_dimension_by_layer(run):
+    dimension.main(arguments(run, "dimension", "--split", "train"))
+    found = json.loads((run / "analysis" / "split-train" / "dimension.json").read_text())
+    session = Session(arguments(run, "dimension", "--split", "train"))
+    bank = session.bank("end")
+    assert list(found["states"]["end"]) == [*session.taps, "embedding"]
+    expected = two_nn(np.unique(np.float64(bank.layer("blocks.1.0", "mean")), axis=0))
+    assert found["states"]["end"]["blocks.1.0"]["value"] == pytest.approx(expected)
+
+
+def test_saliency_takes_the_surest_cases(run):
+    saliency.main(arguments(run, "saliency", "--layers", "blocks.0.0,blocks.1.0"))
+    path = run / "analysis" / "some-layers" / "saliency.json"
+    found = json.loads(path.read_text())
+    assert (found["way"], found["layer"]) == ("grad-cam", "blocks.1.0")
+    sure = [case["probability"] for case in found["cases"] if not case["right"]]
+    assert sure == sorted(sure, reverse=True) and len(sure) == 3
+    assert all(np.array(case["map"]).shape == (8, 8) and np.array(case["map"]).min() >= 0 for case in found["cases"])
+    assert all((case["true"] == case["predicted"]) == case["right"] for case in found["cases"])
+    svg = ElementTree.parse(path.with_suffix(".svg")).getroot()
+    assert len(list(svg.iter("{http://www.w3.org/2000/svg}image"))) == len(found["cases"])
+
+
+def test_fid_of_a_set_with_itself_and_another(run, tiny_set, tmp_path, make_set):
+    other = make_set(tmp_path / "other", classes=2, seed=4, train=40, name="other")
+    fid.main(arguments(run, "fid", "--split", "train", source=other.path))
+    found = json.loads((run / "analysis" / "split-train" / "fid-other.json").read_text())
+    session = Session(arguments(run, "fid", "--split", "train"))
+    own = session.bank("start", "train").layer("embedding")
+    theirs = fid.embedding(session, "start", other.split("train"))
+    assert (len(own), len(theirs)) == (60, 40)
+    assert found["fid"] == pytest.approx(frechet_distance(own, theirs).fid, rel=1e-6)
+    fid.main(arguments(run, "fid", "--split", "train", source=tiny_set))
+    assert json.loads((run / "analysis" / "split-train" / "fid-tiny.json").read_text())["fid"] == pytest.approx(
+        0, abs=1e-9
+    )
+    grey = make_set(tmp_path / "grey", channels=1)
+    with pytest.raises(ValueError, match="has 1 channels, tf_efficientnet_lite0 takes 3: take a source of as many"):
+        fid.main(arguments(run, "fid", source=grey.path))
+
+
+def checkpoint(run: Path, step: int, state: dict[str, torch.Tensor]) -> None:
+    folder = run / "checkpoints" / f"step-{step:08d}"
+    folder.mkdir(parents=True)
+    torch.save({"module": state}, folder / "mp_rank_00_model_states.pt")
+
+
+def test_a_trajectory_goes_from_start_to_end(tmp_path, tiny_set):
+    run = make_run(tmp_path / "run", tiny_set, *SMALL)
+    with pytest.raises(ValueError, match="keeps 0 checkpoints: train with --keep-checkpoints 10"):
+        trajectory.main(arguments(run, "trajectory"))
+    start, end = (read_weights(run / "weights" / f"{name}.safetensors")[0] for name in ("init", "best"))
+    middle = {key: (start[key] + end[key]) / 2 if start[key].is_floating_point() else end[key] for key in end}
+    for step, state in ((3, start), (6, middle), (9, end)):
+        checkpoint(run, step, state)
+    trajectory.main(arguments(run, "trajectory"))
+    found = result(run, "trajectory")
+    assert found["steps"] == [0, 3, 6, 9]
+    with_start, with_end = np.array(found["with_start"], float), np.array(found["with_end"], float)
+    np.testing.assert_allclose(with_start[:, :2], 1)
+    np.testing.assert_allclose(with_end[:, 3], 1)
+    np.testing.assert_allclose(with_start[:, 3], with_end[:, 0])
+
+
+REFUSED: dict[str, tuple[Callable[[Namespace], None], str, tuple[str, ...], str]] = {
+    "attention of a net": (attention.main, "attention", (), "has no blocks with attention over all patches"),
+    "split": (dimension.main, "dimension", ("--split", "tests"), "split 'tests' does not exist in tiny; it has train"),
+    "layer": (
+        embeddings.main,
+        "embeddings",
+        ("--layers", "blocks.55.3"),
+        r"unknown layer 'blocks.55.3'; nearest: blocks",
+    ),
+    "no bank": (dimension.main, "dimension", ("--banks", "nowhere"), "nowhere holds no bank of this question"),
+    "map of one place": (saliency.main, "saliency", ("--layers", "classifier"), "no layer gives a spatial map"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_mistakes_get_one_line(run, name):
+    script, of, flags, message = REFUSED[name]
+    with pytest.raises(ValueError, match=message) as error:
+        script(arguments(run, of, *flags))
+    assert "\n" not in str(error.value)
+
+
+def test_a_run_without_a_start_is_refused(tmp_path, tiny_set):
+    bare = make_run(tmp_path / "bare", tiny_set, *SMALL, init=False)
+    with pytest.raises(ValueError, match=r"no weights file .*init\.safetensors"):
+        dimension.main(arguments(bare, "dimension"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "side"), ALL)
+def test_every_script_runs_for_every_family(tmp_path, tiny_set, model, side):
+    run = make_run(tmp_path / "run", tiny_set, model, side)
+    for step, seed in ((2, 3), (4, 4)):
+        checkpoint(run, step, create(model, 3, 3, img_size=side, seed=seed).state_dict())
+    scripts = [embeddings, dimension, saliency, trajectory] + ([attention] if model.startswith("deit") else [])
+    for script in scripts:
+        name = script.__name__.rsplit(".", 1)[-1]
+        script.main(arguments(run, name))
+        assert result(run, name)["analysis"] == name
+    fid.main(arguments(run, "fid", source=tiny_set))
+    heads = result(run, "attention")["states"]["end"]["blocks.0.attn"]["mean"] if attention in scripts else [1]
+    assert all(0 < one < 1.5 * side for one in heads)
