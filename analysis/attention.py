@@ -44,7 +44,8 @@ def main(args: argparse.Namespace) -> None:
 def distances_of(session: Session) -> torch.Tensor:
     """Pixels between all patches of the session's model."""
     embed: Any = session.model.patch_embed
-    return patch_distances(tuple(embed.grid_size), tuple(float(side) for side in embed.patch_size))
+    (rows, columns), (tall, wide) = embed.grid_size, embed.patch_size
+    return patch_distances((rows, columns), (tall, wide))
 
 
 def measure(session: Session, which: str) -> dict[str, Any]:
@@ -54,7 +55,7 @@ def measure(session: Session, which: str) -> dict[str, Any]:
     wanted, found, shares = session.num_images(split), [], []
     bar = tqdm(total=wanted, desc=f"{session.run.name} {which}", unit="img", disable=None)
     with attending(model) as weights, torch.inference_mode(), bar:
-        for images, _, _, valid in session.loader(split):
+        for images, _, _, valid, *_ in session.loader(split):
             with session.autocast():
                 model(images.to(session.device))
             keep = valid.cpu().numpy().astype(bool)

@@ -134,7 +134,8 @@ def panel(
     for i, name in enumerate(names):
         rows = np.flatnonzero(number == i)
         shape = i % 4 if i < NUM_SERIES else (i + 1) % 4
-        groups.append(Dots(name, *points[rows].T.tolist(), [name] * len(rows), i, shape, [2.6] * len(rows)))
+        x, y = points[rows].T.tolist()
+        groups.append(Dots(name, x, y, [name] * len(rows), i, shape, [2.6] * len(rows)))
     axes = [f"{method} {i + 1}" for i in (0, 1)]
     if "variance" in found:
         axes = [f"{axis} ({share:.0%} of variance)" for axis, share in zip(axes, found["variance"], strict=True)]

@@ -57,7 +57,7 @@ def find_cases(session: Session, count: int) -> tuple[list[dict[str, Any]], torc
     wanted, seen = session.num_images(split), 0
     bar = tqdm(total=wanted, desc=f"{session.run.name} predicts", unit="img", disable=None)
     with torch.inference_mode(), bar:
-        for images, labels, ids, valid in session.loader(split):
+        for images, labels, ids, valid, *_ in session.loader(split):
             with session.autocast():
                 probabilities = model(images.to(session.device)).float().softmax(1).cpu()
             for row in range(min(len(ids), wanted - seen)):
