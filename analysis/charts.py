@@ -145,8 +145,12 @@ def heat_map(
     low: float = 0.0,
     high: float = 1.0,
     first_row_below: bool = True,
+    notes: Sequence[Sequence[str]] | None = None,
 ) -> str:
-    """A matrix [rows, columns] as shaded cells; the first row stands below, as depth grows upwards. NaN stays grey."""
+    """A matrix [rows, columns] as shaded cells; the first row stands below, as depth grows upwards. NaN stays grey.
+
+    `notes` [rows][columns]: more for the tooltips of cells.
+    """
     cell = max(6, min(22, 300 // max(len(rows), len(columns), 1)))
     left = 26 + max((_text_width(name, 9.5) for name in rows), default=0)
     top, depth = 30, 10 + max((_text_width(name, 9.5) for name in columns), default=0)
@@ -159,7 +163,7 @@ def heat_map(
             parts.append(
                 f'<rect class="{shade_class(value, low, high)}" x="{left + cell * j}" y="{y}" width="{cell}" '
                 f'height="{cell}"><title>{escape(y_title)} {escape(row)} · {escape(x_title)} {escape(column)}: '
-                f"{number(value)}</title></rect>"
+                f"{number(value)}{f' ({escape(notes[i][j])})' if notes else ''}</title></rect>"
             )
     every = -(-11 // cell)
     for i, row in enumerate(rows):

@@ -1,22 +1,28 @@
-"""One page for one or more runs: what was trained on what, is the data sound, how well, and where reuse happens.
+"""One page for runs or a study: trained on what, is the data sound, how well, reused where, how runs compare.
 
-    python analysis/report.py RUN [RUN2 …] [--out report.html]
+    python analysis/report.py RUN [RUN2 …] | STUDY.toml  [--out report.html]
 
-Reads each run's record and the results under its analysis/ folder, which the other scripts write, and works nothing out
-anew. Writes one HTML file without script or network (default RUN/report.html), and beside it the same numbers as csv.
-Several runs stand side by side.
+Reads each run's record and predictions and the results under its analysis/ folder, which the other scripts write; of a
+study, the run with the median score of each start is shown, and all are compared. Writes one HTML file without script
+or network (default report.html in the run's or the study's folder), beside it the same numbers as csv and JSON, and
+curves by layer for TensorBoard (RUN/tensorboard/analysis).
 """
 
 import argparse
 import csv
 import io
+import json
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 
-from analysis.report_data import Entry, load
-from analysis.report_sections import KNOWN, SECTIONS, head
+from analysis.report_data import KNOWN, Entry, Report, chosen, compare_all, gather_finished, load
+from analysis.report_sections import sections
 from analysis.report_style import page
+from analysis.report_tensorboard import write_curves
+from analysis.report_trained import head
+from analysis.results import plain
+from analysis.study_runs import STUDIES, gather
 from shards.command_line import Parser
 from shards.errors import run_cli
 from shards.manifest import write_aside
@@ -26,27 +32,38 @@ MAX_BYTES = 5_000_000
 
 def main(args: argparse.Namespace) -> None:
     """Read, write, tell."""
-    entries = load(args.runs, args.shards, args.model)
-    first = entries[0].run
-    out = args.out or (first.folder or first.out_dir) / "report.html"
+    report, folder = open_report(args)
+    out = args.out or folder / "report.html"
     if out.is_dir() or out.suffix != ".html":
         raise ValueError(f"--out {out}: name a file that ends in .html")
-    document = build_report(entries).encode()
+    document = build_report(report).encode()
     if len(document) > MAX_BYTES:
         raise ValueError(f"the report would have {len(document):,} bytes, above {MAX_BYTES:,}: name fewer runs")
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_aside(out.with_suffix(".csv"), values_csv(entries).encode())
+    write_aside(out.with_suffix(".csv"), values_csv(report.entries).encode())
+    write_aside(out.with_suffix(".json"), values_json(report).encode())
     write_aside(out, document)
-    print(f"{out} ({len(document) / 1e3:.0f} kB) and {out.with_suffix('.csv').name}")
+    for entry in report.entries:
+        write_curves(entry)
+    print(f"{out} ({len(document) / 1e3:.0f} kB), {out.with_suffix('.csv').name} and {out.with_suffix('.json').name}")
 
 
-def build_report(entries: Sequence[Entry]) -> str:
+def open_report(args: argparse.Namespace) -> tuple[Report, Path]:
+    """The report of the command line, and the folder it belongs to."""
+    if any(path.suffix == ".toml" for path in args.runs):
+        found = gather(args.runs, args.studies)
+        return compare_all(load(chosen(found), args.shards, args.model), found), found.folder.parent
+    entries = load(args.runs, args.shards, args.model)
+    first = entries[0].run
+    return compare_all(entries, gather_finished(args.runs)), first.folder or first.out_dir
+
+
+def build_report(report: Report) -> str:
     """The page as text."""
-    title = "medshard: " + ", ".join(entry.name for entry in entries)
-    sections = [(anchor, name, make(entries)) for anchor, name, make in SECTIONS]
-    paths = ", ".join(str(entry.run.path) for entry in entries)
+    title = "medshard: " + ", ".join(entry.name for entry in report.entries)
+    paths = ", ".join(str(entry.run.path) for entry in report.entries)
     foot = f"Made by medshard from {escape(paths)}. Values on hover and in tables."
-    return page(title, head(entries), sections, foot)
+    return page(title, head(report.entries), sections(report), foot)
 
 
 def values_csv(entries: Sequence[Entry]) -> str:
@@ -55,13 +72,28 @@ def values_csv(entries: Sequence[Entry]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("run", "start", "what", "layer", "value"))
     for entry in entries:
-        writer.writerows((entry.name, entry.start, *row) for row in _values(entry))
+        writer.writerows((entry.name, entry.start, *row) for row in values_of(entry))
     return text.getvalue()
 
 
-def _values(entry: Entry) -> Iterator[tuple[str, str, float | None]]:
+def values_json(report: Report) -> str:
+    """The same numbers, and those of the comparison."""
+    rows = [
+        {"run": entry.name, "start": entry.start, "what": what, "layer": layer, "value": value}
+        for entry in report.entries
+        for what, layer, value in values_of(entry)
+    ]
+    content = {"format": 1, "values": rows, "gains": report.gains, "curves": report.curves}
+    return json.dumps(plain(content), allow_nan=False, indent=1) + "\n"
+
+
+def values_of(entry: Entry) -> Iterator[tuple[str, str, float | None]]:
+    """(what, layer, value) of one run: test metrics and their bounds, then every measure by layer."""
     for name, value in (entry.results.get("test") or {}).items():
         yield f"test {name}", "", value
+        for bound, end in zip(("low", "high"), entry.test_interval(name)[1:], strict=True):
+            if end == end:
+                yield f"test {name} {bound}", "", end
     for measure in KNOWN:
         for layer, value in zip(entry.layers, entry.by_layer(measure), strict=True):
             if value == value:
@@ -70,10 +102,11 @@ def _values(entry: Entry) -> Iterator[tuple[str, str, float | None]]:
 
 if __name__ == "__main__":
     made = Parser(description=__doc__)
-    made.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories or weights files")
-    made.add_argument("--out", type=Path, help="file to write (default RUN/report.html)")
+    made.add_argument("runs", nargs="+", type=Path, metavar="RUN|STUDY", help="run directories, weights or study files")
+    made.add_argument("--out", type=Path, help="file to write (default report.html beside the first run, or the study)")
     made.add_argument("--shards", type=Path, help="shard set; default: the one of the training")
     made.add_argument("--model", help="timm name, for weights that do not say what they are of")
+    made.add_argument("--studies", type=Path, default=STUDIES, help=f"where studies lie (default {STUDIES})")
     made.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = made.parse_args()
     run_cli(lambda: main(args), debug=args.debug)

@@ -1,20 +1,31 @@
-"""What a report is made of: a run's own record, and the results of its analyses, read and nothing worked out anew."""
+"""What a report is made of: a run's own record, what it said of test images, and the results of its analyses.
+
+Of a study the runs are shown whose score is the median of their start; all of them are compared.
+"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import cached_property
+from math import nan
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from analysis import curves, gains
 from analysis.charts import values_or_gaps
 from analysis.knn import by_layer
 from analysis.results import read_result
+from analysis.study_runs import PREDICTIONS, Gathered, Trained, gather, trained
 from shards.shardset import ShardSet
+from train.metrics import Task
+from train.predictions import Told, read_predictions
 from train.rundir import Run, open_run
 
-ANALYSES = ("knn", "cka", "l2", "reinit", "rerand", "probe")
+ANALYSES = ("knn", "cka", "l2", "reinit", "rerand", "probe", "dimension")
+FURTHER = ("trajectory", "attention", "embeddings", "saliency")  # with figures of their own
+SHOWN = 6  # runs of a study, one a colour
 
 
 @dataclass(frozen=True)
@@ -26,6 +37,7 @@ class Entry:
     results: Mapping[str, Any]  # results.json of the run, empty where it has not ended
     metrics: Sequence[Mapping[str, Any]]
     analyses: Mapping[str, Mapping[str, Any]]
+    further: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -74,10 +86,98 @@ class Entry:
         value = (self.results.get("test") or {}).get(self.target or "")
         return float("nan") if value is None else float(value)
 
+    def test_interval(self, name: str) -> tuple[float, float, float]:
+        """(value, low, high) of a test metric; NaN for bounds that were not worked out."""
+        found = ((self.results.get("test_details") or {}).get("intervals") or {}).get(name) or {}
+        values = (self.results["test"].get(name), found.get("low"), found.get("high"))
+        low_and_high = [nan if value is None else float(value) for value in values]
+        return low_and_high[0], low_and_high[1], low_and_high[2]
+
+    @property
+    def calibration(self) -> Mapping[str, Any]:
+        """Brier score and calibration error, where they are known."""
+        return (self.results.get("test_details") or {}).get("calibration") or {}
+
+    @property
+    def task(self) -> Task:
+        """Of the shard set; single-label where it is gone."""
+        return self.shards.task if self.shards is not None else "single-label"
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes."""
+        return list(self.shards.classes) if self.shards is not None else list(self.run.info.classes)
+
+    @cached_property
+    def said(self) -> Told | None:
+        """What the run said of each test image; None where that was not kept."""
+        path = (self.run.folder or self.run.path) / PREDICTIONS
+        try:
+            return read_predictions(path, self.task, self.classes)
+        except (ValueError, OSError):
+            return None
+
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """Key -> position of each test image; none without the shard set."""
+        if self.shards is None or "test" not in self.shards.split_names:
+            return {}
+        split = self.shards.split("test")
+        return {split.key(i): i for i in range(split.num_samples)}
+
     def by_layer(self, measure: str) -> list[float]:
         """One number a layer group: "cka", "knn", "knn-start", "probe", "l2", "reinit" (loss of the target metric)."""
         values = _BY_LAYER[measure](self)
         return values_or_gaps(values, self.layers)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Runs that are shown, all runs that are compared, and what comes of the comparison."""
+
+    entries: Sequence[Entry]
+    gathered: Gathered | None = None
+    gains: dict[str, Any] | None = None
+    curves: dict[str, Any] | None = None
+    why_no_gains: str = ""
+
+
+def compare_all(entries: Sequence[Entry], gathered: Gathered | None, draws: int = 1000) -> Report:
+    """The report of some entries, with gains and curves where the runs allow them."""
+    if gathered is None:
+        return Report(entries)
+    found: dict[str, Any] = {}
+    try:
+        found["gains"] = gains.compare(gathered, draws, 0, {})
+    except ValueError as error:
+        found["why_no_gains"] = str(error)
+    with suppress(ValueError):  # no curve in these runs
+        found["curves"] = curves.measure(gathered, draws, 0)
+    return Report(entries, gathered, **found)
+
+
+def gather_finished(paths: Sequence[Path]) -> Gathered | None:
+    """Those of some runs that can be compared; None where they are fewer than two."""
+    able = [path for path in paths if _is_finished(path)]
+    return gather(able) if len(able) > 1 else None
+
+
+def _is_finished(path: Path) -> bool:
+    try:
+        trained(path)
+    except (ValueError, OSError):
+        return False
+    return True
+
+
+def chosen(found: Gathered) -> list[Path]:
+    """Runs of a study to show: of each model, set and start the one with the median score; else the first ones."""
+    cells: dict[tuple[str, str, str], list[Trained]] = {}
+    for run in found.runs:
+        if run.is_plain:
+            cells.setdefault((run.data, run.model, run.start), []).append(run)
+    medians = [sorted(runs, key=lambda run: run.score)[(len(runs) - 1) // 2] for runs in cells.values()]
+    return [run.run.path for run in (medians or found.runs)[:SHOWN]]
 
 
 def load(paths: Sequence[Path], shards: Path | None, model: str | None) -> list[Entry]:
@@ -87,11 +187,13 @@ def load(paths: Sequence[Path], shards: Path | None, model: str | None) -> list[
         run = open_run(path, shards, model)
         files = {name: run.out_dir / f"{name}.json" for name in ANALYSES}
         analyses = {name: read_result(file) for name, file in files.items() if file.is_file()}
+        others = {name: run.out_dir / f"{name}.json" for name in FURTHER}
+        further = {name: read_result(file) for name, file in others.items() if file.is_file()}
         try:
             results = run.results()
         except ValueError:
             results = {}
-        entries.append(Entry(run, place, results, run.metrics(), analyses))
+        entries.append(Entry(run, place, results, run.metrics(), analyses, further))
     names = [entry.run.path.resolve() for entry in entries]
     if len(set(names)) < len(names):
         raise ValueError("a run is named twice: name each once")
@@ -120,6 +222,11 @@ def _l2(entry: Entry) -> dict[str, float]:
     return {layer: row["all"]["relative"] for layer, row in found["layers"].items()} if found else {}
 
 
+def _dimension(entry: Entry) -> dict[str, float]:
+    states = entry.analyses.get("dimension", {}).get("states", {})
+    return {layer: row["value"] for layer, row in states.get("end", {}).items()}
+
+
 def _lost(entry: Entry) -> dict[str, float]:
     found = entry.analyses.get("reinit")
     if not found:
@@ -137,4 +244,6 @@ _BY_LAYER = {
     "probe-start": _state("probe", "start"),
     "l2": _l2,
     "reinit": _lost,
+    "dimension": _dimension,
 }
+KNOWN = tuple(_BY_LAYER)

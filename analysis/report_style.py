@@ -59,6 +59,14 @@ summary:hover{color:var(--ink)}
 details .scroll{max-height:420px;overflow:auto;margin-top:8px}
 .pill{display:inline-block;padding:1px 9px;border-radius:99px;font-size:12.5px;font-weight:600;
 background:color-mix(in srgb,var(--tone) 16%,transparent);color:var(--ink);border:1px solid var(--tone)}
+.interval{color:var(--soft);font-size:12.5px}
+.hint{margin:8px 0 0;color:var(--soft);font-size:13.5px;max-width:820px}
+h4{margin:16px 0 6px;font-size:14px}
+.cases{display:flex;flex-wrap:wrap;gap:12px}
+.case{display:flex;flex-direction:column;gap:2px;width:112px;font-size:12.5px;line-height:1.35;break-inside:avoid}
+.case img{border-radius:6px}
+.case code{font-size:10.5px;color:var(--soft)}
+.sheet{display:block;max-width:100%;height:auto}
 .warning{margin:22px 0 0;padding:13px 18px;border:1px solid var(--s3);border-left:6px solid var(--s3);border-radius:8px;
 background:color-mix(in srgb,var(--s3) 11%,var(--surface))}
 .facts{display:grid;grid-template-columns:max-content 1fr;gap:3px 18px;margin:0;font-size:14px}

@@ -32,7 +32,7 @@ def digest_of_state(state: Mapping[str, Tensor]) -> str:
 
 def digest_of(value: Mapping[str, Any]) -> str:
     """xxh3-128 hex of a JSON value, keys sorted."""
-    return xxhash.xxh3_128_hexdigest(json.dumps(_plain(value), sort_keys=True).encode())
+    return xxhash.xxh3_128_hexdigest(json.dumps(plain(value), sort_keys=True).encode())
 
 
 def find_result(folder: Path, name: str, request: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -41,7 +41,7 @@ def find_result(folder: Path, name: str, request: Mapping[str, Any]) -> dict[str
     if not path.is_file():
         return None
     found = read_result(path)
-    return found if found.get("request") == json.loads(json.dumps(_plain(request))) else None
+    return found if found.get("request") == json.loads(json.dumps(plain(request))) else None
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -61,20 +61,20 @@ def write_result(folder: Path, name: str, request: Mapping[str, Any], values: Ma
     content = {"format": FORMAT, "analysis": name, "request": request, **values}
     path = folder / f"{name}.json"
     write_aside(folder / f"{name}.svg", figure.encode())
-    write_aside(path, (json.dumps(_plain(content), allow_nan=False, indent=1) + "\n").encode())
+    write_aside(path, (json.dumps(plain(content), allow_nan=False, indent=1) + "\n").encode())
     return path
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON's own types: arrays as lists, tuples as lists, NaN and infinity as null."""
     if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, np.generic):
-        return _plain(value.item())
+        return plain(value.item())
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
+        return {str(key): plain(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(each) for each in value]
+        return [plain(each) for each in value]
     return str(value) if isinstance(value, Path) else value
