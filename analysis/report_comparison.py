@@ -67,7 +67,8 @@ def _runs_table(report: Report) -> str:
     rows = [
         [
             escape(run.name), f"<code>{escape(run.model)}</code>", escape(run.data), run.start.upper(),
-            escape(run.until or ""), f"{run.fraction:g}", str(run.seed), escape(metric_name(run.target)), number(run.score),
+            escape(run.until or ""), f"{run.fraction:g}", str(run.seed), escape(metric_name(run.target)),
+            number(run.score),
         ]
         for run in report.gathered.runs
     ]  # fmt: skip

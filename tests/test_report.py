@@ -13,7 +13,7 @@ import pytest
 
 from analysis import charts, report
 from analysis.charts import DARK, LIGHT, Dots, Panel, Series, heat_map, lines, number, scatter, standalone
-from analysis.report_data import load
+from analysis.report_data import Report, compare_all, gather_finished, load
 from shards.shardset import ShardSet
 from train.config import Config
 from train.rundir import WeightsInfo, save_weights
@@ -112,7 +112,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_set: Path) -> list[Path]
 
 @pytest.fixture(scope="module")
 def document(runs: list[Path]) -> str:
-    return report.build_report(load(runs, None, None))
+    return report.build_report(compare_all(load(runs, None, None), gather_finished(runs)))
 
 
 def test_page_is_well_formed_and_stands_alone(document):
@@ -147,14 +147,14 @@ def test_page_is_for_light_and_dark(document):
 
 def test_script_writes_page_and_csv(runs, tmp_path, capsys):
     out = tmp_path / "made" / "both.html"
-    report.main(Namespace(runs=runs, out=out, shards=None, model=None))
+    report.main(Namespace(runs=runs, out=out, shards=None, model=None, studies=tmp_path))
     rows = list(csv.DictReader(out.with_suffix(".csv").read_text().splitlines()))
     lost = [row for row in rows if row["run"] == "first-wt" and row["what"] == "reinit"]
     assert [row["layer"] for row in lost] == LAYERS
     assert float(lost[0]["value"]) == pytest.approx(0.31)
     assert str(out) in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"name a file that ends in \.html"):
-        report.main(Namespace(runs=runs, out=tmp_path, shards=None, model=None))
+        report.main(Namespace(runs=runs, out=tmp_path, shards=None, model=None, studies=tmp_path))
 
 
 def test_run_without_analyses_or_shards_still_has_a_page(tiny_set, tmp_path):
@@ -163,7 +163,7 @@ def test_run_without_analyses_or_shards_still_has_a_page(tiny_set, tmp_path):
     config = json.loads((run / "config.json").read_text())
     config["config"]["data"]["shards"] = str(tmp_path / "gone")
     (run / "config.json").write_text(json.dumps(config))
-    page = report.build_report(load([run], None, None))
+    page = report.build_report(Report(load([run], None, None)))
     assert "No run of this report has a test result yet" in page
     assert "No analysis has been run" in page
     assert "not where it was" in page
