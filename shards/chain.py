@@ -43,10 +43,9 @@ class Drawn:
     def describe(self, row: int) -> list[str]:
         """What was drawn for one sample: a line for each operator that acts on it."""
         lines = []
-        for name, _, params in self.steps:
+        for name, operator, params in self.steps:
             if params and ("active" not in params or params["active"][row]):
-                shown = {k: np.round(v[row], 2).tolist() for k, v in params.items() if k not in ("active", "matrix")}
-                lines.append(" ".join([name, *(f"{key} {value}" for key, value in shown.items())]))
+                lines.append(f"{name} {operator.told({key: column[row] for key, column in params.items()})}".strip())
         return lines
 
 

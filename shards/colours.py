@@ -1,7 +1,6 @@
 """Operators that change levels and not places: jitter, grayscale, blur, solarize."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -17,7 +16,6 @@ class ColorJitter(Chance):
     Factors are uniform in [max(0, 1 - strength), 1 + strength]; the hue shift in [-hue, hue] turns of the HSV circle.
     """
 
-    eight_bits_only: ClassVar[bool] = True
     p: float = 1.0
     brightness: float = 0.0
     contrast: float = 0.0
@@ -49,7 +47,6 @@ class ColorJitter(Chance):
 class Grayscale(Chance):
     """Luma (.2989, .587, .114) on all three channels; a one-channel image stays."""
 
-    eight_bits_only: ClassVar[bool] = True
     p: float = 0.1
 
 
@@ -80,8 +77,6 @@ class GaussianBlur(Chance):
 @dataclass(frozen=True)
 class Solarize(Chance):
     """Levels at or above `threshold` (0..256 of 8 bits) are inverted."""
-
-    eight_bits_only: ClassVar[bool] = True
 
     threshold: float = 128.0
 

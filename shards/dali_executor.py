@@ -5,6 +5,7 @@ out, owned by the caller. A sample that DALI refuses breaks a whole DALI pipelin
 that batch run one by one, the broken ones are named, and a new pipeline takes over.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -12,13 +13,14 @@ import numpy as np
 import torch
 from nvidia.dali import fn, pipeline_def, types
 
-from shards import dali_graph
+from shards import dali_graph, dali_levels
 from shards.draws import DrawKeys
 from shards.host_executor import Failure, refuse_bits
 from shards.layout import Layout
 from shards.operators import LARGEST_SIDE, Normalize, Operator, RandomResizedCrop
 from shards.views import AnyDrawn, AnyTransform, Views
 
+BUILD = dali_graph.BUILD | dali_levels.BUILD
 HW_DECODER_LOAD = 0.65  # of the JPEGs on GPUs with a hardware decoder; fixed, since it decides pixels
 
 
@@ -163,7 +165,7 @@ def graph(
                 elif region is not None and name == first[0]:
                     image = dali_graph.resize(operator, image, own)
                 else:
-                    image = dali_graph.BUILD[type(operator)](operator, image, own)
+                    image = BUILD[type(operator)](operator, image, own)
             return image
 
         image = applied(before, image)
@@ -214,6 +216,9 @@ def _normalize(operator: Normalize, image: Any, largest: float, layout: Layout) 
     )
 
 
+OF_COLOURS = re.compile(r"(saturation|hue)$|(^|/)Grayscale[.\d]")  # nothing of a graph on one channel asks for these
+
+
 class Feed(NamedTuple):
     """An external source: dimensions of a sample's value, DALI type, numpy type."""
 
@@ -231,7 +236,11 @@ def expected_feeds(transform: AnyTransform) -> dict[str, Feed]:
         "f": (types.DALIDataType.FLOAT, np.float32),
         "i": (types.DALIDataType.INT32, np.int32),
     }
-    return {name: Feed(column.ndim - 1, *types_of[column.dtype.kind]) for name, column in feed_columns(probe).items()}
+    return {
+        name: Feed(column.ndim - 1, *types_of[column.dtype.kind])
+        for name, column in feed_columns(probe).items()
+        if transform.channels > 1 or not OF_COLOURS.search(name)
+    }
 
 
 def feed_columns(drawn: AnyDrawn) -> dict[str, np.ndarray]:

@@ -22,6 +22,7 @@ from shards.operators import (
     Rotate90,
     VerticalFlip,
 )
+from shards.policies import GEOMETRIC, OPERATIONS, RandAugment, TrivialAugment
 from shards.warps import Affine, Perspective, Rotation
 
 Feeds = dict[str, Any]
@@ -31,8 +32,7 @@ LUMA = (0.2989, 0.587, 0.114)
 def columns(operator: Operator, params: Params) -> Params:
     """The drawn parameters [b, …] in the form that the graph takes."""
     if isinstance(operator, Rotation | Affine | Perspective):
-        half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])  # DALI counts from the corner of the first pixel
-        matrix = half @ params["matrix"] @ np.linalg.inv(half)
+        matrix = corner_map(params["matrix"])
         return {"active": params["active"], "matrix": matrix if isinstance(operator, Perspective) else matrix[:, :2]}
     if isinstance(operator, Rotate90):
         turns = params["turns"]
@@ -41,7 +41,27 @@ def columns(operator: Operator, params: Params) -> Params:
         return {"active": params["active"].astype(int)}
     if isinstance(operator, ColorJitter):
         return _jitter_columns(operator, params)
-    return params
+    if isinstance(operator, TrivialAugment | RandAugment):
+        return _policy_columns(params)
+    return {name: column for name, column in params.items() if name not in ("alpha", "beta")}
+
+
+def _policy_columns(params: Params) -> Params:
+    """For each operation in turn whether it is each of the kinds, its magnitude, and the map of a warp."""
+    fed: Params = {}
+    for k in range(params["choice"].shape[1]):
+        names = np.array(OPERATIONS)[params["choice"][:, k]]
+        fed[f"{k}-magnitude"] = params["magnitude"][:, k].astype(float)
+        fed[f"{k}-matrix"] = corner_map(params["matrix"][:, k])[:, :2]
+        fed[f"{k}-Warp"] = np.isin(names, GEOMETRIC)
+        fed |= {f"{k}-{name}": names == name for name in OPERATIONS if name not in ("Identity", *GEOMETRIC)}
+    return fed
+
+
+def corner_map(matrix: np.ndarray) -> np.ndarray:
+    """A map [b, 3, 3] of pixel centres as one of pixel corners, which DALI counts from."""
+    half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
+    return np.asarray(half @ matrix @ np.linalg.inv(half))
 
 
 def _jitter_columns(operator: ColorJitter, params: Params) -> Params:
@@ -95,16 +115,35 @@ def _interpolation(operator: Any) -> Any:
 def _affine(operator: Operator, image: Any, feeds: Feeds) -> Any:
     if feeds["active"]:
         how = _interpolation(operator)
-        image = fn.warp_affine(image, matrix=feeds["matrix"], inverse_map=True, interp_type=how, fill_value=0)
+        image = fn.warp_affine(
+            warpable(image, feeds), matrix=feeds["matrix"], inverse_map=True, interp_type=how, fill_value=0
+        )
+        image = rounded(image, feeds)
     return image
+
+
+def warpable(image: Any, depth: Feeds) -> Any:
+    """16 bits as floats: DALI's warps take no uint16."""
+    return image if depth["largest"] == 255.0 else fn.cast(image, dtype=types.DALIDataType.FLOAT)
+
+
+def rounded(image: Any, depth: Feeds) -> Any:
+    """And back."""
+    return image if depth["largest"] == 255.0 else fn.cast(image, dtype=depth["kind"])
 
 
 def _perspective(operator: Operator, image: Any, feeds: Feeds) -> Any:
     if feeds["active"]:
         matrix, how = feeds["matrix"], _interpolation(operator)
         image = fn.experimental.warp_perspective(
-            image, matrix=matrix, inverse_map=True, interp_type=how, fill_value=0.0, pixel_origin="corner"
+            warpable(image, feeds),
+            matrix=matrix,
+            inverse_map=True,
+            interp_type=how,
+            fill_value=0.0,
+            pixel_origin="corner",
         )
+        image = rounded(image, feeds)
     return image
 
 
@@ -116,16 +155,20 @@ def _blur(operator: GaussianBlur, image: Any, feeds: Feeds) -> Any:
 
 def _solarize(operator: Solarize, image: Any, feeds: Feeds) -> Any:
     if feeds["active"]:
-        chosen = fn.cast(image >= float(operator.threshold), dtype=types.DALIDataType.UINT8)
-        image = fn.cast(
-            image + chosen * (255 - 2 * fn.cast(image, dtype=types.DALIDataType.FLOAT)), dtype=types.DALIDataType.UINT8
-        )
+        image = inverted_from(image, operator.threshold * feeds["largest"] / 255.0, feeds)
     return image
+
+
+def inverted_from(image: Any, threshold: Any, depth: Feeds) -> Any:
+    """Levels at or above a threshold inverted."""
+    levels = fn.cast(image, dtype=types.DALIDataType.FLOAT)
+    chosen = fn.cast(levels >= threshold, dtype=types.DALIDataType.FLOAT)
+    return stored(levels + chosen * (depth["largest"] - 2.0 * levels), depth)
 
 
 def _gray(operator: Grayscale, image: Any, feeds: Feeds) -> Any:
     if feeds["channels"] == 3:
-        image = _step(_saturation, image, feeds["active"], 0.0)
+        image = step(saturation, image, feeds["active"], 0.0, feeds)
     return image
 
 
@@ -137,40 +180,41 @@ def _erase(operator: Erasing, image: Any, feeds: Feeds) -> Any:
     return image
 
 
-def _truncated(levels: Any) -> Any:
-    """Clipped and truncated as torchvision does: DALI's own brightness, contrast and saturation round."""
-    return fn.reinterpret(
-        fn.cast(math.floor(math.clamp(levels, 0.0, 255.0)), dtype=types.DALIDataType.UINT8), layout="HWC"
-    )
+def stored(levels: Any, depth: Feeds) -> Any:
+    """Clipped, and truncated as torchvision does (DALI's own brightness, contrast, saturation round); 16 bits round."""
+    levels = math.clamp(levels, 0.0, depth["largest"])
+    if depth["largest"] == 255.0:
+        levels = math.floor(levels)
+    return fn.reinterpret(fn.cast(levels, dtype=depth["kind"]), layout="HWC")
 
 
-def _luma(levels: Any) -> Any:
-    """Truncated grey levels [h, w, 1]."""
+def luma(levels: Any, depth: Feeds) -> Any:
+    """Grey levels [h, w, 1], truncated where they are bytes."""
     gray = LUMA[0] * levels[:, :, 0:1] + LUMA[1] * levels[:, :, 1:2] + LUMA[2] * levels[:, :, 2:3]
-    return math.floor(gray)
+    return math.floor(gray) if depth["largest"] == 255.0 else gray
 
 
-def _brightness(image: Any, factor: Any) -> Any:
-    return _truncated(fn.cast(image, dtype=types.DALIDataType.FLOAT) * factor)
+def brightness(image: Any, factor: Any, depth: Feeds) -> Any:
+    """Levels times the factor."""
+    return stored(fn.cast(image, dtype=types.DALIDataType.FLOAT) * factor, depth)
 
 
-def _contrast(image: Any, factor: Any) -> Any:
+def contrast(image: Any, factor: Any, depth: Feeds) -> Any:
     """Towards the mean of the grey image."""
     levels = fn.cast(image, dtype=types.DALIDataType.FLOAT)
-    return _truncated(levels * factor + (1.0 - factor) * fn.reductions.mean(_luma(levels)))
+    gray = levels if depth["channels"] == 1 else luma(levels, depth)
+    return stored(levels * factor + (1.0 - factor) * fn.reductions.mean(gray), depth)
 
 
-def _contrast_of_one(image: Any, factor: Any) -> Any:
+def saturation(image: Any, factor: Any, depth: Feeds) -> Any:
+    """Towards the grey image; one channel stays."""
+    if depth["channels"] == 1:
+        return image
     levels = fn.cast(image, dtype=types.DALIDataType.FLOAT)
-    return _truncated(levels * factor + (1.0 - factor) * fn.reductions.mean(levels))
+    return stored(levels * factor + (1.0 - factor) * luma(levels, depth), depth)
 
 
-def _saturation(image: Any, factor: Any) -> Any:
-    levels = fn.cast(image, dtype=types.DALIDataType.FLOAT)
-    return _truncated(levels * factor + (1.0 - factor) * _luma(levels))
-
-
-def _hue(image: Any, turns: Any) -> Any:
+def _hue(image: Any, turns: Any, depth: Feeds) -> Any:
     """A shift in HSV, written out: DALI's own hue turns the YIQ plane, which is another thing.
 
     With M = max, C = M - min and the hue h in sixths, channel n in (5, 3, 1) is M - C clamp(min(k, 4 - k), 0, 1), where
@@ -191,14 +235,12 @@ def _hue(image: Any, turns: Any) -> Any:
         k = k - 6.0 * math.floor(k / 6.0)
         planes.append(most - chroma * math.clamp(math.min(k, 4.0 - k), 0.0, 1.0))
     shifted = fn.cat(planes[0], planes[1], planes[2], axis=2)
-    return fn.reinterpret(
-        fn.cast(math.floor(shifted * (255.999 / 255.0)), dtype=types.DALIDataType.UINT8), layout="HWC"
-    )
+    return stored(shifted * (255.999 / 255.0) if depth["largest"] == 255.0 else shifted, depth)
 
 
-STEPS: dict[int, dict[str, Callable[[Any, Any], Any]]] = {  # by channels; one channel has no saturation and no hue
-    1: {"brightness": _brightness, "contrast": _contrast_of_one},
-    3: {"brightness": _brightness, "contrast": _contrast, "saturation": _saturation, "hue": _hue},
+STEPS: dict[int, dict[str, Callable[[Any, Any, Feeds], Any]]] = {  # one channel has no saturation and no hue
+    1: {"brightness": brightness, "contrast": contrast},
+    3: {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": _hue},
 }
 
 
@@ -207,13 +249,14 @@ def _jitter(operator: ColorJitter, image: Any, feeds: Feeds) -> Any:
     for place in range(len(JITTER_STEPS)):
         for name in steps:
             if f"{place}-{name}" in feeds:
-                image = _step(steps[name], image, feeds[f"{place}-{name}"], feeds[name])
+                image = step(steps[name], image, feeds[f"{place}-{name}"], feeds[name], feeds)
     return image
 
 
-def _step(apply: Callable[[Any, Any], Any], image: Any, taken: Any, factor: Any) -> Any:
+def step(apply: Callable[[Any, Any, Feeds], Any], image: Any, taken: Any, factor: Any, depth: Feeds) -> Any:
+    """One step on the samples that take it."""
     if taken:
-        image = apply(image, factor)
+        image = apply(image, factor, depth)
     return image
 
 

@@ -67,7 +67,7 @@ def _hue(image: np.ndarray, turns: float) -> np.ndarray:
     return np.stack(planes, axis=2).astype(np.uint8)
 
 
-_STEPS = {"brightness": _brightness, "contrast": _contrast, "saturation": _saturation, "hue": _hue}
+STEPS = {"brightness": _brightness, "contrast": _contrast, "saturation": _saturation, "hue": _hue}
 
 
 def jitter(operator: ColorJitter, image: np.ndarray, values: dict[str, Any]) -> np.ndarray:
@@ -75,7 +75,7 @@ def jitter(operator: ColorJitter, image: np.ndarray, values: dict[str, Any]) -> 
     for number in values["order"].tolist():
         name = JITTER_STEPS[number]
         if getattr(operator, name) > 0:
-            image = _STEPS[name](image, float(values[name]))
+            image = STEPS[name](image, float(values[name]))
     return image
 
 

@@ -19,13 +19,15 @@ import numpy as np
 import simplejpeg
 import torch
 
-from shards import native
+from shards import host_deep, host_levels, native
 from shards.chain import Drawn, Transform
 from shards.colours import ColorJitter, GaussianBlur, Grayscale, Solarize
 from shards.decoding import decode
 from shards.host_colours import blur, gray, jitter, solarize
 from shards.host_plan import jobs_of, native_from
+from shards.host_policies import policy
 from shards.layout import Layout
+from shards.levels import Clahe, Gamma
 from shards.operators import (
     CenterCrop,
     HorizontalFlip,
@@ -36,6 +38,8 @@ from shards.operators import (
     Rotate90,
     VerticalFlip,
 )
+from shards.policies import RandAugment, TrivialAugment
+from shards.stains import StainJitter
 from shards.warps import Affine, Perspective, Rotation
 
 Failure = tuple[int, str]  # number in the batch, reason
@@ -338,10 +342,15 @@ APPLY: dict[type[Operator], Apply] = {
     Rotation: _warp,
     Affine: _warp,
     Perspective: _warp,
-    ColorJitter: jitter,
-    Grayscale: gray,
+    ColorJitter: host_deep.by_depth(jitter, host_deep.jitter),
+    Grayscale: host_deep.by_depth(gray, host_deep.gray),
     GaussianBlur: blur,
-    Solarize: solarize,
+    Solarize: host_deep.by_depth(solarize, host_deep.solarize),
+    Gamma: host_levels.gamma,
+    Clahe: host_levels.clahe,
+    StainJitter: host_levels.stains,
+    TrivialAugment: policy,
+    RandAugment: policy,
 }
 
 

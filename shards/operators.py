@@ -85,6 +85,11 @@ class Operator:
         """How many uniforms `draw` wants for each sample."""
         return 0
 
+    def told(self, values: Params) -> str:
+        """One sample's drawn values in words, for a sheet."""
+        shown = {name: value for name, value in values.items() if name not in ("active", "matrix", "offset")}
+        return " ".join(f"{name} {np.round(value, 2).tolist()}" for name, value in shown.items())
+
     def draw(self, u: np.ndarray, sizes: np.ndarray, more: More) -> tuple[Params, np.ndarray]:
         """Parameters and the sizes after the operator."""
         return {}, sizes

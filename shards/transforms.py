@@ -10,6 +10,7 @@ from typing import Any
 
 from shards.chain import Drawn, Transform, too_large
 from shards.colours import ColorJitter, GaussianBlur, Grayscale, Solarize
+from shards.levels import Clahe, Gamma
 from shards.operators import (
     CenterCrop,
     Erasing,
@@ -25,6 +26,8 @@ from shards.operators import (
     as_size,
     require,
 )
+from shards.policies import RandAugment, TrivialAugment
+from shards.stains import StainJitter
 from shards.views import AnyDrawn, AnyTransform, MultiCrop, Views, made_of
 from shards.warps import Affine, Perspective, Rotation
 
@@ -35,7 +38,8 @@ OPERATORS: dict[str, type[Operator]] = {
     kind.__name__: kind
     for kind in (
         *(Resize, CenterCrop, RandomCrop, RandomResizedCrop, MultiCrop, VerticalFlip, HorizontalFlip, Rotate90),
-        *(Rotation, Affine, Perspective, ColorJitter, Grayscale, GaussianBlur, Solarize, Normalize, Erasing),
+        *(Rotation, Affine, Perspective, ColorJitter, Grayscale, GaussianBlur, Solarize, Gamma, Clahe, StainJitter),
+        *(TrivialAugment, RandAugment, Normalize, Erasing),
     )
 }
 

@@ -21,10 +21,18 @@ def _shift(dx: np.ndarray | float, dy: np.ndarray | float, b: int) -> np.ndarray
     return matrix
 
 
-def _inverse_affine(
-    sizes: np.ndarray, degrees: np.ndarray, shift: np.ndarray, scale: np.ndarray, shear: np.ndarray
+def inverse_affine(
+    sizes: np.ndarray,
+    degrees: np.ndarray,
+    shift: np.ndarray,
+    scale: np.ndarray,
+    shear: np.ndarray,
+    centre: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Inverse of T C R Sh S C^-1, torchvision's order; clockwise degrees, shift and shear [b, 2] as (x, y)."""
+    """Inverse of T C R Sh S C^-1, torchvision's order; clockwise degrees, shift and shear [b, 2] as (x, y).
+
+    `centre` [b, 2] (x, y) is the point that stays; none: the image's centre.
+    """
     turn, shear_x, shear_y = np.radians(degrees), np.radians(shear[:, 0]), np.radians(shear[:, 1])
     forward = np.tile(np.eye(3), (len(sizes), 1, 1))
     forward[:, 0, 0] = np.cos(turn - shear_y) / np.cos(shear_y)
@@ -32,7 +40,7 @@ def _inverse_affine(
     forward[:, 1, 0] = np.sin(turn - shear_y) / np.cos(shear_y)
     forward[:, 1, 1] = -np.sin(turn - shear_y) * np.tan(shear_x) / np.cos(shear_y) + np.cos(turn)
     forward[:, :2, :2] *= scale[:, None, None]
-    x, y, b = (sizes[:, 1] - 1) / 2.0, (sizes[:, 0] - 1) / 2.0, len(sizes)
+    (x, y), b = ((sizes[:, ::-1] - 1) / 2.0 if centre is None else centre).T, len(sizes)
     return _shift(x, y, b) @ np.linalg.inv(forward) @ _shift(-x - shift[:, 0], -y - shift[:, 1], b)
 
 
@@ -73,7 +81,7 @@ class Rotation(Chance):
     def draw(self, u: np.ndarray, sizes: np.ndarray, more: More) -> tuple[Params, np.ndarray]:
         """The map and `angle` in degrees."""
         angle, none = between(u[:, 1], *self.degrees), np.zeros((len(u), 2))
-        matrix = _inverse_affine(sizes, -angle, none, np.ones(len(u)), none)
+        matrix = inverse_affine(sizes, -angle, none, np.ones(len(u)), none)
         return {"active": u[:, 0] < self.p, "matrix": matrix, "angle": angle}, sizes
 
 
@@ -109,7 +117,7 @@ class Affine(Chance):
         shift = np.rint((2 * u[:, 2:4] - 1) * np.array(self.translate) * sizes[:, ::-1])
         angle, scale = between(u[:, 1], *self.degrees), between(u[:, 4], *self.scale)
         shear = np.stack([between(u[:, 5], *self.shear[:2]), between(u[:, 6], *self.shear[2:])], axis=1)
-        matrix = _inverse_affine(sizes, angle, shift, scale, shear)
+        matrix = inverse_affine(sizes, angle, shift, scale, shear)
         drawn = {"active": u[:, 0] < self.p, "matrix": matrix, "angle": angle}
         return drawn | {"shift": shift, "scale": scale, "shear": shear}, sizes
 

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional
 
-from shards.colours import JITTER_STEPS, ColorJitter, GaussianBlur, Grayscale, Solarize
+from benchmarks.oracle import reference
+from shards.colours import ColorJitter, GaussianBlur, Grayscale, Solarize
 from shards.dali_executor import DaliExecutor, graph
 from shards.decoding import decode
 from shards.draws import DrawKeys
@@ -19,14 +18,11 @@ from shards.host_executor import HostExecutor
 from shards.operators import (
     CenterCrop,
     Erasing,
-    HorizontalFlip,
     Normalize,
     Operator,
     RandomCrop,
-    RandomResizedCrop,
     Resize,
     Rotate90,
-    VerticalFlip,
 )
 from shards.transforms import Drawn, Transform, eval_transform, train_transform
 from shards.warps import Affine, Perspective, Rotation
@@ -55,51 +51,6 @@ def drawn(transform: Transform, images: list[bytes]) -> tuple[np.ndarray, Drawn]
     zeros = np.zeros(len(images), np.int64)
     keys = DrawKeys(5, zeros, np.arange(len(images), dtype=np.uint64), zeros)
     return sizes, transform.draw(keys, sizes[:, 0], sizes[:, 1])
-
-
-def reference(operator: Operator, image: torch.Tensor, drawn: dict[str, np.ndarray]) -> torch.Tensor:
-    """One operator by torchvision's functional form on a tensor [C, h, w]."""
-    if "active" in drawn and not drawn["active"]:
-        return image
-    how = InterpolationMode(getattr(operator, "interpolation", "bilinear"))
-    match operator:
-        case Resize():
-            return functional.resize(image, drawn["size"].tolist())
-        case RandomResizedCrop():
-            return functional.resize(functional.crop(image, *drawn["window"].tolist()), drawn["size"].tolist())
-        case CenterCrop() | RandomCrop():
-            return functional.crop(image, *drawn["window"].tolist())
-        case HorizontalFlip():
-            return functional.horizontal_flip(image)
-        case VerticalFlip():
-            return functional.vertical_flip(image)
-        case Rotate90():
-            return torch.rot90(image, int(drawn["turns"]), (1, 2))
-        case Rotation():
-            return functional.rotate(image, float(drawn["angle"]), interpolation=how)
-        case Affine():
-            shift, shear = drawn["shift"].astype(int).tolist(), drawn["shear"].tolist()
-            return functional.affine(image, float(drawn["angle"]), shift, float(drawn["scale"]), shear, how)
-        case Perspective():
-            y, x = image.shape[1] - 1, image.shape[2] - 1
-            return functional.perspective(image, [[0, 0], [x, 0], [x, y], [0, y]], drawn["corners"].tolist(), how)
-        case ColorJitter():
-            for name in (JITTER_STEPS[n] for n in drawn["order"]):
-                if getattr(operator, name) > 0:
-                    image = getattr(functional, f"adjust_{name}")(image, float(drawn[name]))
-            return image
-        case Grayscale():
-            return functional.rgb_to_grayscale(image, 3)
-        case GaussianBlur():
-            return functional.gaussian_blur(image, [operator.kernel_size] * 2, [float(drawn["sigma"])] * 2)
-        case Solarize():
-            return functional.solarize(image, operator.threshold)
-        case Normalize():
-            scaled = functional.to_dtype(image, torch.float32, scale=True)
-            return functional.normalize(scaled, list(operator.mean), list(operator.std))
-        case Erasing():
-            return functional.erase(image, *drawn["window"].tolist(), torch.tensor(operator.value))
-    raise AssertionError(operator)
 
 
 def by_torchvision(transform: Transform, images: list[bytes], parameters: Drawn) -> torch.Tensor:
