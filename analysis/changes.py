@@ -85,6 +85,20 @@ def change(start: Sequence[Tensor], end: Sequence[Tensor]) -> Change:
     )
 
 
+def study_distance(start: Mapping[str, Tensor], end: Mapping[str, Tensor]) -> float:
+    """Return the published study's measure: the mean over all tensors of |end - start| / (values of the tensor).
+
+    Its code passes the whole state for every layer, counters and index tables too, so all layers get this number.
+    """
+    return float(np.mean([_study(start[key], end[key]) for key in start]))
+
+
+def _study(before: Tensor, after: Tensor) -> float:
+    # In the type of the weights, as there: float32 sums.
+    difference = after - before if after.is_floating_point() else after.float() - before.float()
+    return float(np.linalg.norm(difference.cpu().numpy())) / max(1, before.numel())
+
+
 def changes(
     start: Mapping[str, Tensor],
     end: Mapping[str, Tensor],

@@ -1,19 +1,24 @@
 """How far each layer went from its start, in weights, biases and norms apart.
 
-    python analysis/l2.py RUN
+    python analysis/l2.py RUN [--study-exact]
 
-Reads the run's init and best weights; writes analysis/l2.json and l2.svg. No images are needed.
+Reads the run's init and best weights; writes analysis/l2.json and l2.svg. No images are needed. `--study-exact` writes
+the published study's number beside it (analysis/l2-study.json): one for all layers.
 """
 
 import argparse
 from typing import Any
 
-from analysis.changes import KINDS, Change, changes, kinds_of_keys
+from analysis.changes import KINDS, Change, changes, kinds_of_keys, study_distance
 from analysis.charts import Panel, Series, lines, number, standalone
 from analysis.results import digest_of_state, write_result
 from analysis.session import Session, announce, launch, parser, table
 
 CAPTION = "Euclidean distance of each layer group's own tensors between start and end"
+STUDY_CAPTION = (
+    "L2 as the published study's code has it: the whole state is passed for every layer, and the mean over its tensors "
+    "of |end - start| / (values of the tensor) is taken, so one number stands for all"
+)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -25,11 +30,25 @@ def main(args: argparse.Namespace) -> None:
         "weights": {"start": digest_of_state(start), "end": digest_of_state(end)},
         "layers": list(session.groups),
     }
+    if args.study_exact:
+        return _as_the_study(session, request)
     if session.answered("l2", request):
         return
     measured = changes(start, end, session.groups, kinds_of_keys(session.model))
     path = write_result(session.out, "l2", request, describe(measured), standalone(figure(measured)))
     announce(path, text(measured))
+
+
+def _as_the_study(session: Session, request: dict[str, Any]) -> None:
+    if session.answered("l2-study", request):
+        return
+    distance = study_distance(session.state("start"), session.state("end"))
+    values = {"about": STUDY_CAPTION, "layers": dict.fromkeys([*session.groups, "total"], distance)}
+    series = Series("study", range(len(session.groups)), [distance] * len(session.groups))
+    panel = Panel("L2 as published", [series], "mean of |end - start| / values", zero=True)
+    drawn = lines([panel], categories=list(session.groups), x_title="layer group · the same whole state for each")
+    path = write_result(session.out, "l2-study", request, values, standalone(drawn))
+    announce(path, [f"every layer, and the total: {distance:.6g}"])
 
 
 def describe(measured: dict[str, dict[str, Change]]) -> dict[str, Any]:
@@ -68,4 +87,5 @@ def text(measured: dict[str, dict[str, Change]]) -> list[str]:
 
 if __name__ == "__main__":
     made = parser(__doc__)
+    made.add_argument("--study-exact", action="store_true", help="the published study's number, mistakes and all")
     launch(made, main)

@@ -9,23 +9,28 @@ import numpy as np
 
 from analysis.similarity import Array, Float64, hsic_of_grams, hsic_of_layers, linear_gram, u_centre
 
-GRAM_IMAGES = 4096  # up to here a null level keeps two n x n matrices, above it works in feature space
+GRAM_IMAGES = 4096  # of which n x n matrices are kept
+WHOLE_IMAGES = 8192  # above, features pass in parts and d x d products are kept
+ROUNDING = 1e-7  # of the largest singular value: what float32 features hold below is not theirs
 
 
 def cca_r2(first: Array, second: Array, *, centre: bool = True) -> float:
     """Return the mean squared canonical correlation, 0..1, of features [n, d1] and [n, d2].
 
-    Kornblith et al. (2019), table 1, R^2 of CCA.
+    Kornblith et al. (2019), table 1, R^2 of CCA: the mean over as many correlations as the narrower side has
+    directions (those of rounding alone are left out).
 
-    Undefined where a side has at least as many features as images: NaN.
+    Undefined where a side has at least as many features as images, or does not vary: NaN.
     """
-    left, right = (np.asarray(side, np.float64) for side in (first, second))
-    if max(left.shape[1], right.shape[1]) >= len(left):
+    if max(first.shape[1], second.shape[1]) >= len(first):
         return float("nan")
-    if centre:
-        left, right = left - left.mean(0), right - right.mean(0)
-    overlap = np.linalg.qr(left)[0].T @ np.linalg.qr(right)[0]
-    return float(np.square(overlap).sum() / min(overlap.shape))
+    if len(first) > WHOLE_IMAGES:
+        own_first, product, own_second = _products(first, second, centre=centre)
+        left, right = _whitening(own_first), _whitening(own_second)
+        overlap = left.T @ product @ right
+    else:
+        overlap = _basis(first, centre).T @ _basis(second, centre)
+    return float(np.square(overlap).sum() / min(overlap.shape)) if min(overlap.shape) else float("nan")
 
 
 def procrustes(first: Array, second: Array) -> float:
@@ -33,14 +38,48 @@ def procrustes(first: Array, second: Array) -> float:
 
     Williams et al. (2021); features [n, d1] and [n, d2] are centred first.
     """
-    left, right = (np.asarray(side, np.float64) for side in (first, second))
-    left, right = left - left.mean(0), right - right.mean(0)
-    scale = np.linalg.norm(left) * np.linalg.norm(right)
-    if scale == 0:
-        return float("nan")
-    # More features than images: an orthogonal map brings them to n columns and changes no singular value.
-    left, right = (_triangle(side).T if side.shape[1] > len(side) else side for side in (left, right))
-    return float(np.linalg.svd(left.T @ right, compute_uv=False).sum() / scale)
+    if len(first) > WHOLE_IMAGES:
+        own_first, product, own_second = _products(first, second, centre=True)
+        scale = np.sqrt(np.trace(own_first) * np.trace(own_second))
+    else:
+        left, right = _centred(first), _centred(second)
+        scale = np.linalg.norm(left) * np.linalg.norm(right)
+        # More features than images: an orthogonal map brings them to n columns and changes no singular value.
+        left, right = (_triangle(side).T if side.shape[1] > len(side) else side for side in (left, right))
+        product = left.T @ right
+    return float(np.linalg.svd(product, compute_uv=False).sum() / scale) if scale else float("nan")
+
+
+def _products(first: Array, second: Array, *, centre: bool, rows: int = 4096) -> tuple[Float64, Float64, Float64]:
+    """X^T X, X^T Y and Y^T Y of centred features, `rows` images in memory at a time."""
+    sides = first, second
+    means = [np.mean(side, axis=0, dtype=np.float64) if centre else np.zeros(side.shape[1]) for side in sides]
+    width = first.shape[1] + second.shape[1]
+    total = np.zeros((width, width))
+    for start in range(0, len(first), rows):
+        part = [np.asarray(s[start : start + rows], np.float64) - m for s, m in zip(sides, means, strict=True)]
+        joined = np.concatenate(part, 1)
+        total += joined.T @ joined
+    cut = first.shape[1]
+    return total[:cut, :cut], total[:cut, cut:], total[cut:, cut:]
+
+
+def _whitening(own: Float64) -> Float64:
+    """W with W^T X^T X W = 1 over the directions in which X varies."""
+    values, vectors = np.linalg.eigh(own)
+    keep = values > ROUNDING**2 * max(values.max(initial=0), 0)
+    return np.asarray(vectors[:, keep] / np.sqrt(values[keep]))
+
+
+def _basis(side: Array, centre: bool) -> Float64:
+    """Orthonormal columns that span the features."""
+    left, values, _ = np.linalg.svd(_centred(side) if centre else np.asarray(side, np.float64), full_matrices=False)
+    return np.asarray(left[:, values > ROUNDING * values.max(initial=0)])
+
+
+def _centred(side: Array) -> Float64:
+    array = np.asarray(side, np.float64)
+    return array - array.mean(0)
 
 
 def _triangle(side: Float64) -> Float64:
@@ -48,16 +87,20 @@ def _triangle(side: Float64) -> Float64:
 
 
 def null_level(first: Array, second: Array, *, seed: int = 0, shuffles: int = 20) -> dict[str, float]:
-    """Return mean, spread and largest size of CKA [n, d1] against [n, d2] over shuffled pairings of the images."""
+    """Return mean, spread and largest size of CKA [n, d1] against [n, d2] over shuffled pairings of the images.
+
+    Of more than 4096 images so many are drawn, and "images" says so: the spread goes as one over their number.
+    """
     generator = np.random.Generator(np.random.Philox(seed))
+    if len(first) > GRAM_IMAGES:
+        drawn = np.sort(generator.choice(len(first), GRAM_IMAGES, replace=False))
+        first, second = first[drawn], second[drawn]
     orders = [generator.permutation(len(first)) for _ in range(shuffles)]
-    if len(first) <= GRAM_IMAGES:
-        left, right = u_centre(linear_gram(first)), u_centre(linear_gram(second))
-        scale = np.linalg.norm(left) * np.linalg.norm(right)
-        levels = [float(np.vdot(left, right[np.ix_(order, order)]) / scale) if scale else np.nan for order in orders]
-    else:
-        levels = [_cka(first, np.asarray(second)[order]) for order in orders]
-    return {"mean": float(np.mean(levels)), "std": float(np.std(levels)), "largest": float(np.max(np.abs(levels)))}
+    left, right = u_centre(linear_gram(first)), u_centre(linear_gram(second))
+    scale = np.linalg.norm(left) * np.linalg.norm(right)
+    levels = [float(np.vdot(left, right[np.ix_(order, order)]) / scale) if scale else np.nan for order in orders]
+    spread = {"mean": float(np.mean(levels)), "std": float(np.std(levels)), "largest": float(np.max(np.abs(levels)))}
+    return {**spread, "images": len(first)}
 
 
 def ceiling(features: Array, *, seed: int = 0, splits: int = 5) -> float:

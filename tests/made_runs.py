@@ -50,6 +50,7 @@ def arguments(run: Path, *flags: str, script: str = "knn") -> Namespace:
         made.add_argument("--against", type=Path)
         made.add_argument("--whole", action="store_true")
         made.add_argument("--memory", type=float, default=2.0)
+    if script in ("knn", "cka", "l2"):
         made.add_argument("--study-exact", action="store_true")
     if script == "reinit":
         made.add_argument("--to", default="start")

@@ -4,6 +4,7 @@ The runs here are untrained: a start and an end of two seeds, in the layout that
 """
 
 import json
+import math
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from analysis import cka, knn, l2, probe, reinit
 from analysis.session import Session, choose
 from analysis.tokens import Reordered
 from shards.shardset import ShardSet
+from train.rundir import Run
 
 SMALL = ("tf_efficientnet_lite0", 32)
 ALL = (
@@ -250,3 +252,62 @@ def test_every_analysis_runs_for_every_family(tmp_path, tiny_set, model, side):
         found = result(folder, name)
         assert found["request"]["layers"] == list(found.get("layers") or found["request"]["layers"])
     assert len(result(folder, "cka")["sides"]["end"]) > 5
+
+
+def test_the_studys_knn_has_the_starts_bank_and_a_second_softmax(run):
+    flags = ("--layers", "classifier", "--k", "5")
+    knn.main(arguments(run, *flags, "--study-exact"))
+    found = json.loads((run / "analysis" / "some-layers" / "knn-study.json").read_text())["states"]
+    session = Session(arguments(run, *flags))
+    banks = {state: session.bank(state, "train") for state in ("start", "end")}
+    queries = session.bank("end")
+    for layer, state in (("embedding", "start"), ("classifier", "end")):
+        bank = banks[state]
+        oracle = KNeighborsClassifier(
+            5, metric="cosine", algorithm="brute", weights=lambda distance: np.exp((1 - distance) / 0.1)
+        ).fit(np.float64(bank.layer(layer)), bank.labels)
+        again = np.exp(oracle.predict_proba(np.float64(queries.layer(layer))))
+        expected = session.metrics(queries.labels, again / again.sum(1, keepdims=True))
+        row = found["end"]["embedding"] if layer == "embedding" else found["end"]["layers"][layer]["mean"]
+        assert row == pytest.approx(expected, abs=1e-6, nan_ok=True)
+    assert list(found) == ["end"]
+
+
+def test_the_studys_l2_is_one_number_for_all_layers(run):
+    l2.main(arguments(run, "--study-exact", script="l2"))
+    found = result(run, "l2-study")["layers"]
+    session = Session(arguments(run, script="l2"))
+    start, end = ({k: v.double().numpy() for k, v in session.state(which).items()} for which in ("start", "end"))
+    by_hand = np.mean([np.sqrt(((start[key] - end[key]) ** 2).sum()) / start[key].size for key in start])
+    assert set(found.values()) == {pytest.approx(by_hand, rel=1e-5)}
+    assert len(found) == len(session.groups) + 1
+
+
+def test_all_layers_and_both_scripts_share_one_pass_over_the_images(tiny_set, tmp_path, monkeypatch):
+    """25 fine taps of a transformer and its embedding: every image is shown once a state and split."""
+    folder = make_run(tmp_path / "run", tiny_set, "deit_tiny_patch16_224", 32)
+    shown: list[int] = []
+    build = Run.build_model
+
+    def counted(self: Run) -> torch.nn.Module:
+        model = build(self)
+        model.register_forward_pre_hook(lambda module, inputs: shown.append(len(inputs[0])))
+        return model
+
+    monkeypatch.setattr(Run, "build_model", counted)
+    knn.main(arguments(folder, "--taps", "fine", "--batch", "20"))
+    passes = 2 * (math.ceil(60 / 20) + math.ceil(19 / 20))  # start and end, over train and test
+    assert len(shown) == passes
+    assert len(json.loads((folder / "analysis" / "fine" / "knn.json").read_text())["states"]["end"]["layers"]) == 26
+    cka.main(arguments(folder, "--taps", "fine", "--batch", "20", script="cka"))
+    assert len(shown) == passes
+
+
+def test_half_precision_is_another_bank_near_the_whole_one(run):
+    flags = ("--layers", "stem", "--split", "val")
+    whole, half = (
+        Session(arguments(run, *flags, "--precision", kind)).bank("end", "val").layer("stem")
+        for kind in ("fp32", "bf16")
+    )
+    assert half.dtype == np.float32
+    assert 0 < np.abs(whole - half).max() < 0.05 * np.abs(whole).max()

@@ -5,12 +5,14 @@ import pytest
 
 from analysis.opinions import cca_r2, ceiling, image_halves, null_level, procrustes
 from analysis.similarity import (
+    batch_hsics,
     batches_of,
     cka_of_hsic,
     hsic_in_features,
     hsic_in_tiles,
     hsic_of_grams,
     hsic_of_layers,
+    jackknife_error,
     keyed_order,
     linear_gram,
     minibatch_hsic,
@@ -159,3 +161,39 @@ def test_ceiling_and_halves_frame_a_value(layers):
     assert np.isnan(ceiling(noisy[:, :1]))
     first, second = image_halves(signal, noisy)
     assert first == pytest.approx(second, abs=0.02)
+
+
+def test_second_opinions_in_parts_are_those_of_the_whole(layers, monkeypatch):
+    expected = [(cca_r2(layers[0], other), procrustes(layers[0], other)) for other in layers[1:]]
+    monkeypatch.setattr("analysis.opinions.WHOLE_IMAGES", 100)
+    found = [(cca_r2(layers[0], other), procrustes(layers[0], other)) for other in layers[1:]]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_features_that_do_not_vary_have_no_correlation(layers, monkeypatch):
+    for whole in (1000, 100):
+        monkeypatch.setattr("analysis.opinions.WHOLE_IMAGES", whole)
+        assert np.isnan(cca_r2(np.ones((150, 4)), layers[0]))
+        assert np.isnan(procrustes(np.ones((150, 4)), layers[0]))
+        wider = np.concatenate([layers[0], layers[0][:, :5] * 2], 1)  # the same 12 directions
+        assert cca_r2(wider, layers[0]) == pytest.approx(1, abs=1e-6)
+
+
+def test_null_level_of_many_images_says_how_many_it_drew(monkeypatch):
+    monkeypatch.setattr("analysis.opinions.GRAM_IMAGES", 60)
+    generator = np.random.default_rng(2)
+    level = null_level(generator.normal(size=(300, 5)), generator.normal(size=(300, 6)))
+    assert level["images"] == 60
+    assert level["std"] == pytest.approx(np.sqrt(2) / 60, rel=0.5)
+
+
+@pytest.mark.parametrize("batch", [16, 32, 128])
+def test_batch_size_moves_minibatch_cka_within_the_stated_error(batch):
+    generator = np.random.default_rng(12)
+    first = generator.normal(size=(1024, 12))
+    layers = [first, first @ generator.normal(size=(12, 20)) + 2 * generator.normal(size=(1024, 20))]
+    whole = cka_of_hsic(hsic_in_features(layers))[0, 1]
+    hsics = batch_hsics(layers, np.arange(1024), batch=batch)
+    error = jackknife_error(hsics)[0, 1]
+    assert cka_of_hsic(hsics.mean(0))[0, 1] == pytest.approx(whole, abs=3 * error)
+    assert error < 0.02

@@ -188,3 +188,11 @@ def test_too_many_candidates_fall_back_to_the_whole_product(monkeypatch):
     labels = np.arange(5000) % 2
     ours = knn_probabilities(bank, labels, bank[:3], num_classes=2, k=7)
     np.testing.assert_allclose(ours, [[4 / 7, 3 / 7]] * 3)  # ties go to the lower rows: 0, 1, 0, 1, 0, 1, 0
+
+
+def test_the_callers_features_stay_as_they_are():
+    bank = torch.arange(12.0, dtype=torch.float64).reshape(4, 3)
+    kept = bank.clone()
+    knn_probabilities(bank, [0, 1, 0, 1], bank, num_classes=2, k=2)
+    knn_probabilities(bank.numpy(), [0, 1, 0, 1], bank.numpy(), num_classes=2, k=2)
+    assert torch.equal(bank, kept)
