@@ -4,6 +4,7 @@
 #   ./launch.sh demo            the whole main job on phantoms: shards, two trainings, analyses, a report
 #   ./launch.sh test [ARGS…]    lint, types, tests (ARGS go to pytest; without any: the quick suite)
 #   ./launch.sh train ARGS…     deepspeed train/run.py ARGS… here, on the nodes of HOSTFILE, or in a Slurm allocation
+#   ./launch.sh sbatch [SLURM'S ARGS…] -- ARGS…   the same as a Slurm job that is requeued and goes on (sbatch --help)
 #   ./launch.sh doctor          what this machine has, a line each, and what to do where something is amiss
 #   ./launch.sh setup           the set-up alone
 #   ./launch.sh completion      what Tab needs: source <(./launch.sh completion)
@@ -20,7 +21,7 @@ cuda=${MEDSHARD_CUDA:-13}
 say() { printf '%s\n' "$*"; }
 die() { printf 'error: %s\n' "$*" >&2; exit 2; }
 
-usage() { sed -n '2,14s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,15s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 
 find_python() {
     local candidate
@@ -135,7 +136,7 @@ remote_settings() {
 
 train() {
     local -a where=()
-    local gentle=USR1 status=0 told=0
+    local gentle=USR1 status=0 told=0 port=${MASTER_PORT:-}
     cpu_settings
     export PATH=$venv/bin:$PATH # nodes and ranks find this environment's python, ninja and deepspeed
     if [[ -n ${HOSTFILE:-} || -n ${NODE_RANK:-} ]]; then
@@ -146,6 +147,7 @@ train() {
         return
     elif [[ ${SLURM_NNODES:-1} -gt 1 ]]; then
         local hosts
+        port=${port:-$((20000 + SLURM_JOB_ID % 20000))} # the same on all nodes, another for each job
         hosts=$(mktemp) # DeepSpeed wants a real file; srun starts this line once a node
         scontrol show hostnames "$SLURM_JOB_NODELIST" | sed "s/\$/ slots=${SLURM_GPUS_ON_NODE:-${RANKS:-1}}/" >"$hosts"
         where=(-H "$hosts" --no_ssh --node_rank "$SLURM_NODEID" --master_addr "$(awk 'NR == 1 { print $1 }' "$hosts")")
@@ -153,7 +155,6 @@ train() {
     MEDSHARD_EXIT_FILE=$(mktemp) && export MEDSHARD_EXIT_FILE
     [[ $gentle == USR1 ]] || remote_settings
     # Ranks of this machine alone meet at any free port, so that two runs live side by side; nodes want one they all know.
-    local port=${MASTER_PORT:-}
     [[ -n $port || ${#where[@]} -gt 0 ]] || port=$(free_port)
     [[ -z $port ]] || where+=(--master_port "$port")
     if [[ -n ${RANKS:-} ]]; then
@@ -189,8 +190,9 @@ _medshard_ask() { # script, then the line without its first word
 }
 _medshard_launch() {
     case $COMP_CWORD:${COMP_WORDS[1]} in
-        1:*) COMPREPLY=($(compgen -W "demo test train doctor setup completion" -- "${COMP_WORDS[1]}")) ;;
+        1:*) COMPREPLY=($(compgen -W "demo test train sbatch doctor setup completion" -- "${COMP_WORDS[1]}")) ;;
         *:train) _medshard_ask train/run.py "${COMP_LINE#* }" ;;
+        *:sbatch) _medshard_ask train/sbatch.py "${COMP_LINE#* }" ;;
         *:doctor) _medshard_ask train/doctor.py "${COMP_LINE#* }" ;;
     esac
 }
@@ -277,9 +279,10 @@ case $command in
     demo) setup && demo ;;
     test) setup && run_tests "$@" ;;
     train) setup && train "$@" ;;
+    sbatch) setup && exec "$venv/bin/python" "$root/train/sbatch.py" "$@" ;;
     doctor) setup && PATH=$venv/bin:$PATH exec "$venv/bin/python" "$root/train/doctor.py" "$@" ;;
     setup) setup ;;
     completion) completion ;;
     -h | --help | help) usage ;;
-    *) die "unknown command '$command': known are demo, test, train, doctor, setup, completion (./launch.sh help)" ;;
+    *) die "unknown command '$command': known are demo, test, train, sbatch, doctor, setup, completion (./launch.sh help)" ;;
 esac

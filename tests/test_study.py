@@ -1,13 +1,19 @@
 """Studies: a grid becomes runs with stable names; what is done stays, what failed is tried again."""
 
 import json
+import os
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from scipy import stats
 
-from train.study import flag, main, parse_args, read, rows, run_here, run_submitted, summary, table
+from train.study import STOPPED, flag, main, parse_args, read, run_here, run_submitted
+from train.study_table import rows, summary, table, unfinished
 
 ROOT = Path(__file__).resolve().parents[1]
 GRID = """
@@ -104,6 +110,51 @@ def test_the_table_has_mean_spread_and_interval(tmp_path: Path, command: list[st
     low, high = stats.t.interval(0.95, 3, 0.675, stats.sem(values))
     told = summary([*values, None])
     assert (told["low"], told["high"], told["done"], told["of"]) == (pytest.approx(low), pytest.approx(high), 4, 5)
+
+
+def test_cells_name_their_runs_and_what_is_not_done_is_told(tmp_path: Path, command: list[str]) -> None:
+    study = read(grid_file(tmp_path), tmp_path / "out", command)
+    failed = run_here(study, 1, 1)
+    (study.folder / "A-ri-1" / "trainer.lock").touch()
+    (study.folder / "A-ri-1" / "metrics.jsonl").write_text('{"kind": "train", "step": 7, "loss": 1.0}\n')
+    (study.folder / "B-ri-0" / "results.json").unlink()
+    found = {run.name: (values, run.folder, run.state, run.step) for values, run in study.cells()}
+    axes = {"shards": "sets/A", "start": "ri", "seed": 1}
+    assert found["A-ri-1"] == (axes, tmp_path / "out" / "small" / "A-ri-1", "running", 7)
+    assert [found[name][2] for name in ("A-wt-0", "A-wt-1", "B-ri-0")] == ["done", "stopped", "stopped"]
+    told = unfinished(study, failed)
+    assert "| A-wt-1 | failed |  | error: the disk is full |" in told and "| A-ri-1 | running | 7 |" in told
+    assert "| B-ri-0 | stopped |" in told and "A-wt-0" not in told
+
+
+def test_a_stopped_run_stops_the_study_and_is_no_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "stopped.py").write_text("import sys; sys.exit(75)")
+    study = read(grid_file(tmp_path), tmp_path / "out", [sys.executable, str(tmp_path / "stopped.py")])
+    assert run_here(study, 1, 3) == {"A-wt-0": STOPPED}
+    assert [run.state for run in study.runs] == ["waiting"] * 6 and capsys.readouterr().err == ""
+
+
+def test_a_warning_of_slurm_reaches_the_trainer(tmp_path: Path) -> None:
+    """Submitit calls `checkpoint` in a signal handler of the job while the run is under way."""
+    trainer = "import signal, sys, pathlib, time; signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))\n"
+    (tmp_path / "trainer.py").write_text(trainer + f"pathlib.Path({str(tmp_path / 'on')!r}).touch(); time.sleep(60)")
+    run = read(grid_file(tmp_path), tmp_path, [sys.executable, str(tmp_path / "trainer.py")]).runs[0]
+    told: list[Any] = []
+
+    def warn() -> None:
+        while not (tmp_path / "on").exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGUSR2)
+
+    before = signal.signal(signal.SIGUSR2, lambda *_: told.append(run.checkpoint()))
+    thread = threading.Thread(target=warn)
+    thread.start()
+    try:
+        assert run() == STOPPED
+    finally:
+        thread.join()
+        signal.signal(signal.SIGUSR2, before)
+    assert told[0].function is run
 
 
 @pytest.mark.parametrize(

@@ -7,16 +7,17 @@ The file has `name`, a table `[base]` of the trainer's flags (with _ for -), and
 values; every combination is a run at runs/studies/NAME/. Several `[[grid]]` tables are joined, `[[skip]]` tables leave
 combinations out, and start ri takes no `weights`. Reads the results of the runs; writes study.json and study.md beside
 them. The same command again does only what is missing.
-Exit codes: 0 all is done, 1 some runs failed.
+Exit codes: 0 all is done, 1 some runs failed, 75 stopped (Ctrl-C, a signal to a run): the same command goes on.
 """
 
 import argparse
 import itertools
 import json
 import os
-import statistics
+import signal
 import subprocess
 import sys
+import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,18 +25,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scipy import stats
-
 from shards.command_line import Parser
 from shards.errors import run_cli
 from shards.manifest import write_aside
 from train import config as configs
 from train.flags import DEEPSPEED_FLAGS
-from train.rundir import RESULTS_FILE
+from train.lock import LOCK_FILE
+from train.reporting import read_metrics
+from train.run import EXIT_PREEMPTED
+from train.rundir import METRICS_FILE, RESULTS_FILE
+from train.study_table import last_line, rows, table, unfinished
 
 ROOT = Path(__file__).resolve().parents[1]
 SET_BY_STUDY = ("name", "out")
 TAIL = 400  # characters of a failed run's last words
+CHECKPOINT_SECONDS = 80  # submitit warns 90 seconds before the end
+ALIVE_SECONDS = 30  # a trainer touches its lock every five
+STOPPED = "stopped by a signal; the same command goes on"
+_children: "set[subprocess.Popen[str]]" = set()  # of this process, for submitit's warning
 
 
 @dataclass(frozen=True)
@@ -53,8 +60,30 @@ class Run:
         path = self.folder / RESULTS_FILE
         return json.loads(path.read_text()) if path.is_file() else None
 
+    @property
+    def state(self) -> str:
+        """ "done", "running" (here or on another machine), "stopped" before its end, or "waiting" for its start."""
+        if self.results is not None:
+            return "done"
+        try:
+            alive = time.time() - (self.folder / LOCK_FILE).stat().st_mtime < ALIVE_SECONDS
+        except FileNotFoundError:
+            alive = False
+        return "running" if alive else "stopped" if self.folder.is_dir() else "waiting"
+
+    @staticmethod
+    def was_stopped(words: str) -> bool:
+        """Whether the last words are of a stop, not of a failure."""
+        return words == STOPPED
+
+    @property
+    def step(self) -> int:
+        """The newest step on record; 0 before the first."""
+        path = self.folder / METRICS_FILE
+        return max((int(each["step"]) for each in read_metrics(path)), default=0) if path.is_file() else 0
+
     def __call__(self) -> str:
-        """Run to the end. Returns "" or the last words of a failure."""
+        """Run to the end. Returns "", STOPPED, or the last words of a failure."""
         if self.results is not None:
             return ""
         if self.folder.is_dir():
@@ -62,13 +91,24 @@ class Run:
         else:
             words = [word for name, value in self.flags for word in flag(name, value)]
             words += ["--out", str(self.folder.parent), "--name", self.name]
-        done = subprocess.run([*self.command, *words], cwd=ROOT, capture_output=True, text=True, check=False)
-        return "" if done.returncode == 0 else (done.stderr.strip() or done.stdout.strip())[-TAIL:] or "no word"
+        pipe = subprocess.PIPE
+        with subprocess.Popen([*self.command, *words], cwd=ROOT, stdout=pipe, stderr=pipe, text=True) as process:
+            _children.add(process)
+            told, wrong = process.communicate()
+            _children.discard(process)
+        if process.returncode in (0, EXIT_PREEMPTED):
+            return STOPPED if process.returncode else ""
+        return (wrong.strip() or told.strip())[-TAIL:] or "no word"
 
     def checkpoint(self) -> Any:
-        """Slurm takes the machine back: submitit submits the same run again, which goes on."""
+        """Slurm takes the machine back: the run writes a checkpoint, and submitit submits it again, which goes on."""
         from submitit.helpers import DelayedSubmission
 
+        under_way = list(_children)
+        for process in under_way:
+            process.send_signal(signal.SIGUSR1)
+        for process in under_way:
+            process.wait(CHECKPOINT_SECONDS)
         return DelayedSubmission(self)
 
 
@@ -79,6 +119,12 @@ class Study(NamedTuple):
     folder: Path
     runs: tuple[Run, ...]
     axes: tuple[str, ...]
+
+    def cells(self) -> Iterator[tuple[dict[str, Any], Run]]:
+        """Every run with its values on the axes that vary, done or not, in the order of the grid."""
+        for run in self.runs:
+            flags = dict(run.flags)
+            yield {axis: flags.get(axis) for axis in self.axes}, run
 
 
 def read(path: Path, out: Path, command: Sequence[str]) -> Study:
@@ -158,13 +204,18 @@ def flag(name: str, value: Any) -> list[str]:
 
 
 def run_here(study: Study, parallel: int, tries: int) -> dict[str, str]:
-    """Run what is missing on this machine; name -> last words of those that failed every time."""
+    """Run what is missing on this machine; name -> last words of those that failed every time or were stopped."""
     missing = [run for run in study.runs if run.results is None]
     failed: dict[str, str] = {}
 
     def one(run: Run) -> None:
+        if STOPPED in failed.values():  # whoever stops one run wants the others to wait, too
+            return
         for number in range(tries):
             words = run()
+            if words == STOPPED:
+                failed[run.name] = words
+                return
             if not words:
                 print(f"{run.name}: done", flush=True)
                 failed.pop(run.name, None)
@@ -204,56 +255,6 @@ def run_submitted(study: Study, cluster: str, options: Mapping[str, Any], tries:
     return failed
 
 
-def last_line(words: str) -> str:
-    """The last line that says something."""
-    return next((line for line in reversed(words.splitlines()) if line.strip()), words)
-
-
-def rows(study: Study) -> list[dict[str, Any]]:
-    """A row a combination without its seed: test scores of the target metric, mean, SD, 95 % interval (Student's t)."""
-    found: dict[tuple[tuple[str, Any], ...], list[float | None]] = {}
-    metric: dict[tuple[tuple[str, Any], ...], str] = {}
-    for run in study.runs:
-        flags = dict(run.flags)
-        cell = tuple((axis, flags.get(axis)) for axis in study.axes if axis != "seed")
-        results = run.results
-        scores = (results or {}).get("test") or (results or {}).get("val") or {}
-        metric[cell] = (results or {}).get("target_metric", metric.get(cell, ""))
-        found.setdefault(cell, []).append(scores.get(metric[cell]))
-    return [dict(cell) | {"metric": metric[cell]} | summary(values) for cell, values in found.items()]
-
-
-def summary(values: Sequence[float | None]) -> dict[str, Any]:
-    """Scores, how many are done, and mean, standard deviation, median and 95 % interval of those."""
-    done = [value for value in values if value is not None]
-    told: dict[str, Any] = {"scores": list(values), "done": len(done), "of": len(values)}
-    if done:
-        told |= {"mean": statistics.mean(done), "median": statistics.median(done)}
-    if len(done) > 1:
-        deviation = statistics.stdev(done)
-        half = stats.t.ppf(0.975, len(done) - 1) * deviation / len(done) ** 0.5
-        told |= {"sd": deviation, "low": told["mean"] - half, "high": told["mean"] + half}
-    return told
-
-
-def table(found: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> str:
-    """The rows as a Markdown table."""
-    shown = [axis for axis in axes if axis != "seed"]
-    head = [*shown, "metric", "done", "mean", "SD", "95 % interval", "median"]
-    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    for row in found:
-        number = {key: f"{row[key]:.3f}" if key in row else "" for key in ("mean", "sd", "median", "low", "high")}
-        interval = f"{number['low']} to {number['high']}" if "low" in row else ""
-        cells = [_cell(axis, row[axis]) for axis in shown]
-        cells += [row["metric"], f"{row['done']}/{row['of']}", number["mean"], number["sd"], interval, number["median"]]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _cell(axis: str, value: Any) -> str:
-    return "" if value is None else Path(str(value)).name if axis == "shards" else str(value)
-
-
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = Parser(
@@ -277,28 +278,42 @@ def main(args: argparse.Namespace) -> int:
     if args.parallel < 1 or args.tries < 1:
         raise ValueError(f"--parallel {args.parallel}, --tries {args.tries}: give 1 or more")
     study = read(args.study, args.out.absolute(), [str(ROOT / "launch.sh"), "train"])
-    failed: dict[str, str] = {}
+    failed = _failed_before(study)
     if not args.show:
         study.folder.mkdir(parents=True, exist_ok=True)
-        if args.on == "here":
-            failed = run_here(study, args.parallel, args.tries)
-        else:
-            options = dict(word.split("=", 1) for word in args.slurm if "=" in word)
-            if len(options) < len(args.slurm):
-                raise ValueError(
-                    f"--slurm {' '.join(args.slurm)}: write KEY=VALUE, such as partition=gpu timeout_min=600"
-                )
-            options = {key: int(value) if value.isdigit() else value for key, value in options.items()}
-            failed = run_submitted(study, args.on, options, args.tries)
+        failed = _run_missing(study, args)
     found = rows(study)
-    told = {"name": study.name, "axes": study.axes, "rows": found, "failed": failed}
-    if study.folder.is_dir():
+    runs = [{"name": run.name, "folder": str(run.folder), "state": run.state, "step": run.step} | values
+            for values, run in study.cells()]  # fmt: skip
+    told = {"name": study.name, "axes": study.axes, "rows": found, "runs": runs, "failed": failed}
+    if study.folder.is_dir() and not args.show:
         write_aside(study.folder / "study.json", (json.dumps(told, indent=1) + "\n").encode())
         write_aside(study.folder / "study.md", (table(found, study.axes) + "\n").encode())
-    print(json.dumps(told, indent=1) if args.json else table(found, study.axes))
-    for name, words in failed.items():
-        print(f"{name} failed: {last_line(words)}", file=sys.stderr)
-    return 1 if failed else 0
+    tables = [table(found, study.axes), unfinished(study, failed)]
+    print(json.dumps(told, indent=1) if args.json else "\n\n".join(each for each in tables if each))
+    done = sum(run["state"] == "done" for run in runs)
+    print(f"{done} of {len(runs)} runs are done", file=sys.stderr)
+    if args.show or not failed:
+        return 0
+    return EXIT_PREEMPTED if set(failed.values()) == {STOPPED} else 1
+
+
+def _failed_before(study: Study) -> dict[str, str]:
+    """Last words of the runs that failed when the study was run last."""
+    try:
+        return dict(json.loads((study.folder / "study.json").read_text(encoding="utf-8"))["failed"])
+    except FileNotFoundError:
+        return {}
+
+
+def _run_missing(study: Study, args: argparse.Namespace) -> dict[str, str]:
+    if args.on == "here":
+        return run_here(study, args.parallel, args.tries)
+    options = dict(word.split("=", 1) for word in args.slurm if "=" in word)
+    if len(options) < len(args.slurm):
+        raise ValueError(f"--slurm {' '.join(args.slurm)}: write KEY=VALUE, such as partition=gpu timeout_min=600")
+    numbers = {key: int(value) if value.isdigit() else value for key, value in options.items()}
+    return run_submitted(study, args.on, numbers, args.tries)
 
 
 if __name__ == "__main__":
