@@ -96,7 +96,7 @@ def _duplicates(tasks: list[Task], results: dict[str, Outcome]) -> list[str]:
         return []
     pairs = Counter("-".join(sorted({split for split, _ in places}, key=SPLITS.index)) for places in shared)
     counts = ", ".join(f"{pair} {count}" for pair, count in sorted(pairs.items()))
-    keys = "; ".join(" = ".join(key for _, key in places) for places in shared[:5])
+    keys = "; ".join(" = ".join(dict(places).values()) for places in shared[:5])
     return [f"{len(shared)} images stand pixel by pixel in more than one split ({counts}); the first: {keys}"]
 
 

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import cv2
 import numpy as np
+import simplejpeg
 import xxhash
 
 from prep.delivery import deliver
@@ -200,10 +201,20 @@ def _add(
         return
     height, width = pixels.shape[:2]
     # Read back what was written: the statistics are those of the stored pixels, and a broken encoder is seen here.
-    outcome.measure(decode(encoded, task.pixels.format, task.pixels.channels, height, width, task.pixels.bits))
+    outcome.measure(read_back(encoded, task.pixels, height, width))
     writer.add(item.key, encoded, task.pixels.format, item.labels, height, width, item.group)
     outcome.raw_bytes += size
     tick(size, True)
+
+
+def read_back(encoded: bytes, options: PixelOptions, height: int, width: int) -> np.ndarray:
+    """Stored pixels uint8|uint16[h, w, c] as a loader decodes them; ValueError where they do not decode."""
+    if options.format == "jpeg":  # OpenCV's pixels, sooner
+        image: np.ndarray = simplejpeg.decode_jpeg(encoded, "RGB" if options.channels == 3 else "GRAY")
+        if image.shape != (height, width, options.channels):
+            raise ValueError(f"the encoder wrote {image.shape} for {height} x {width} x {options.channels}")
+        return image
+    return decode(encoded, options.format, options.channels, height, width, options.bits)
 
 
 def undecodable(key: str, reason: str, out: Path) -> ValueError:

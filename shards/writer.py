@@ -171,13 +171,10 @@ class ShardWriter:
             yield "json", json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
     def _member(self, key: str, extension: str, data: bytes) -> tuple[str, int, int, str]:
-        header = tarfile.TarInfo(f"{key}.{extension}")  # mtime 0, owner 0 without a name, mode 0644: the defaults
-        header.size = len(data)
-        self._write(header.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict"))
-        offset = self._position
-        self._write(data)
-        self._write(bytes(-len(data) % tarfile.BLOCKSIZE))
-        return extension, offset, len(data), header.name
+        name = f"{key}.{extension}"
+        offset = self._position + tarfile.BLOCKSIZE
+        self._write(b"".join((tar_header(name, len(data)), data, bytes(-len(data) % tarfile.BLOCKSIZE))))
+        return extension, offset, len(data), name
 
     def _write(self, data: bytes) -> None:
         assert self._file is not None, "the shard is closed"
@@ -230,6 +227,20 @@ class ShardWriter:
         self._aside.unlink(missing_ok=True)
         for path in self._written if self.alone else []:  # another's files, it may be
             path.unlink(missing_ok=True)
+
+
+_TEMPLATE = tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT)  # mtime 0, owner 0 without a name, mode 0644: its defaults
+_NAME, _SIZE, _CHECKSUM = slice(0, 100), slice(124, 136), slice(148, 156)
+_FIXED_SUM = sum(_TEMPLATE) - sum(_TEMPLATE[_SIZE]) - sum(_TEMPLATE[_CHECKSUM]) + 8 * ord(" ")
+
+
+def tar_header(name: str, size: int) -> bytes:
+    """What tarfile writes for a plain file in ustar, in a tenth of the time; `name` is ASCII, at most 100 bytes."""
+    written, digits = name.encode("ascii"), b"%011o\0" % size
+    assert 0 < len(written) <= 100 and len(digits) == 12, "keys and images are checked before"
+    checksum = b"%06o\0 " % (_FIXED_SUM + sum(written) + sum(digits))
+    middle, end = _TEMPLATE[_SIZE.stop : _CHECKSUM.start], _TEMPLATE[_CHECKSUM.stop :]
+    return written.ljust(100, b"\0") + _TEMPLATE[_NAME.stop : _SIZE.start] + digits + middle + checksum + end
 
 
 def class_counts(labels: np.ndarray, view: LabelView, columns: Sequence[str], task: Task) -> dict[str, int]:

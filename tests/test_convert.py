@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import io
 import os
 import shutil
 import signal
@@ -10,14 +11,17 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import h5py
 import numpy as np
 import pytest
+from PIL import Image
 
 import prep.convert
 import prep.tasks
 from prep.convert import convert
-from prep.images import PixelOptions
+from prep.images import PixelOptions, encode
 from prep.phantoms import SALT_NAME, draw_phantoms
 from prep.planning import ConvertOptions, shard_samples
 from prep.private import PrivateFolder
@@ -86,6 +90,35 @@ def test_mean_and_std_are_those_of_the_stored_training_pixels(raw: Path, tmp_pat
     )
     assert manifest.mean[0] == pytest.approx(values.mean(), abs=1e-8)
     assert manifest.std[0] == pytest.approx(values.std(), abs=1e-8)
+
+
+@pytest.mark.parametrize(("dtype", "channels"), [(np.uint8, 1), (np.uint8, 3), (np.uint16, 1), (np.uint16, 3)])
+def test_sums_are_exact(dtype: type, channels: int) -> None:
+    """Against Python's own integers, at the extremes and at sizes where a float32 would have rounded long ago."""
+    rng, top = np.random.default_rng(0), np.iinfo(dtype).max
+    for height, width in ((1, 1), (7, 13), (1200, 2500)):
+        for stored in (
+            rng.integers(0, top + 1, (height, width, channels), dtype=dtype),
+            np.full((height, width, channels), top, dtype),
+        ):
+            counts = [np.unique(stored[..., channel], return_counts=True) for channel in range(channels)]
+            wanted = [
+                [sum(int(v) ** power * int(n) for v, n in zip(*each, strict=True)) for each in counts]
+                for power in (1, 2)
+            ]
+            assert list(prep.tasks.exact_sums(stored)) == wanted
+
+
+@pytest.mark.parametrize("options", [{}, {"chroma": "4:4:4"}, {"channels": 1}, {"quality": 50}, {"format": "png"}])
+def test_what_is_read_back_is_what_pillow_reads(options: dict[str, Any]) -> None:
+    given = PixelOptions(**{"channels": 3} | options)
+    pixels = np.random.default_rng(1).integers(0, 256, (61, 47, given.channels), dtype=np.uint8)
+    encoded = encode(pixels if given.channels == 3 else pixels[:, :, 0], given)
+    with Image.open(io.BytesIO(encoded)) as image:
+        wanted = np.asarray(image).reshape(61, 47, given.channels)
+    np.testing.assert_array_equal(prep.tasks.read_back(encoded, given, 61, 47), wanted)
+    with pytest.raises(ValueError, match=r"60"):
+        prep.tasks.read_back(encoded, given, 60, 47)
 
 
 def test_stored_order_is_shuffled_by_the_seed(raw: Path, tmp_path: Path) -> None:
@@ -206,6 +239,26 @@ def test_two_runs_on_one_folder_and_a_lock_of_the_dead(raw: Path, tmp_path: Path
         make(raw, tmp_path / "set")
     (tmp_path / "set.private" / "lock").write_text("999999\n")
     assert make(raw, tmp_path / "set").name == "DDSM"
+
+
+def test_a_blank_image_that_stands_hundreds_of_times_is_one_warning(tmp_path: Path) -> None:
+    """As in PatchCamelyon, where the warning of all keys once broke the manifest at the end of a conversion."""
+    draw_phantoms("Camelyon", tmp_path / "raw", 20, quiet=True)
+    for part in ("train", "valid"):
+        with h5py.File(tmp_path / "raw" / f"camelyonpatch_level_2_split_{part}_x.h5", "r+") as file:
+            count = len(file["x"])
+            del file["x"]
+            file["x"] = np.full((400, 8, 8, 3), 255, np.uint8)
+        with h5py.File(tmp_path / "raw" / f"camelyonpatch_level_2_split_{part}_y.h5", "r+") as file:
+            del file["y"]
+            file["y"] = np.zeros((400, 1, 1, 1), np.uint8)
+        table = tmp_path / "raw" / f"camelyonpatch_level_2_split_{part}_meta.csv"
+        table.write_text("wsi\n" + f"{part}-slide\n" * 400)
+        assert count
+    options = ConvertOptions(pixels=PixelOptions(3, None, "raw"), quiet=True)
+    manifest = convert(DATASETS["Camelyon"], tmp_path / "raw", tmp_path / "set", options)[0]
+    (told,) = [warning for warning in manifest.warnings if "pixel by pixel" in warning]
+    assert told.startswith("1 images stand pixel by pixel in more than one split (train-val") and told.count("=") == 1
 
 
 def test_images_that_do_not_decode_are_left_out_and_recorded(own_raw: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from shards.identity import MAX_KEY_BYTES, make_key, sample_id
 from shards.manifest import Manifest
 from shards.sets import write_set
 from shards.shardset import ShardSet
-from shards.writer import Sample, ShardWriter
+from shards.writer import Sample, ShardWriter, tar_header
 
 MakeSet = Callable[..., ShardSet]
 SET_ID = "00112233445566778899aabbccddeeff"
@@ -217,3 +217,12 @@ def test_keys_are_numbered_and_hashed_with_the_salt() -> None:
     assert key != make_key(17, "/data/patient 4/left.png", b"\1" * 32)
     with pytest.raises(ValueError, match=r"sample number 100000000 is outside 0\.\.99999999"):
         make_key(10**8, "x", bytes(32))
+
+
+@given(
+    st.text("abcXYZ019_-", min_size=1, max_size=79), st.sampled_from(["jpg", "cls", "json"]), st.integers(0, 8**11 - 1)
+)
+def test_a_header_is_the_one_that_tarfile_writes(key: str, extension: str, size: int) -> None:
+    wanted = tarfile.TarInfo(f"{key}.{extension}")
+    wanted.size = size
+    assert tar_header(wanted.name, size) == wanted.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict")
