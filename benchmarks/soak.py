@@ -34,7 +34,8 @@ sys.path.insert(0, str(ROOT / "tests"))
 from faulty_server import Fault, FaultyServer, serve  # noqa: E402
 
 FAULTS = (Fault("reset"), Fault("half"), Fault("wrong"), Fault("status"), Fault("slow", value=2e5), Fault("stalled"))
-TRAIN = ("--model", "resnet18", "--start", "ri", "--image-size", "64", "--global-batch", "8", "--order", "windowed")
+TRAIN = ("--model", "resnet18", "--start", "ri", "--image-size", "64", "--global-batch", "8", "--order", "windowed",
+         "--window", "2", "--partitions", "2")  # fmt: skip  # a cache of half the set holds what they read at a time
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -133,6 +134,8 @@ def beat_training(
                 memory += [rank.memory_info().rss / 2**30 for rank in ranks(process.pid)]
             if process.poll() is None:
                 kills[kill(process.pid, chance)] += 1
+            else:
+                assert process.returncode == 0, f"the training ended by itself with code {process.returncode}"
             process.wait()
     return kills, memory
 
