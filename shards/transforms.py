@@ -4,7 +4,7 @@ The operators and what they mean stand in `shards.operators`, `shards.warps` and
 make in `shards.chain`, several views of an image in `shards.views`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -27,6 +27,7 @@ from shards.operators import (
     require,
 )
 from shards.policies import RandAugment, TrivialAugment
+from shards.presets import PRESETS, preset_of
 from shards.stains import StainJitter
 from shards.views import AnyDrawn, AnyTransform, MultiCrop, Views, made_of
 from shards.warps import Affine, Perspective, Rotation
@@ -44,48 +45,21 @@ OPERATORS: dict[str, type[Operator]] = {
 }
 
 
-def _light(size: Size, normalize: Normalize, scale: tuple[float, float]) -> tuple[Operator, ...]:
-    return RandomResizedCrop(size, scale), HorizontalFlip(), VerticalFlip(), normalize
-
-
-def _colour(normalize: Normalize) -> tuple[Operator, ...]:
-    """The study's colours; one channel has no saturation, hue or grey."""
-    if len(normalize.mean) == 1:
-        return (ColorJitter(p=0.2, brightness=0.2, contrast=0.2),)
-    return ColorJitter(p=0.2, brightness=0.2, contrast=0.2, saturation=0.1, hue=0.1), Grayscale(0.2)
-
-
-def _full(size: Size, normalize: Normalize, scale: tuple[float, float]) -> tuple[Operator, ...]:
-    return RandomResizedCrop(size, scale), HorizontalFlip(), VerticalFlip(), *_colour(normalize), normalize
-
-
-def _study(size: Size, normalize: Normalize, scale: tuple[float, float]) -> tuple[Operator, ...]:
-    """The published order: squashed to 256/224 of the size, then cropped with scale .8 to 1.2."""
-    squash = Resize((round(size[0] * 256 / 224), round(size[1] * 256 / 224)))
-    crop = RandomResizedCrop(size, (0.8, 1.2))
-    return squash, crop, VerticalFlip(), HorizontalFlip(), *_colour(normalize), normalize
-
-
-Preset = Callable[[Size, Normalize, tuple[float, float]], tuple[Operator, ...]]
-PRESETS: dict[str, Preset] = {"light": _light, "full": _full, "study": _study}
-
-
 def train_transform(
     size: int | Size,
     mean: Sequence[float],
     std: Sequence[float],
     *,
-    scale: tuple[float, float] = (0.8, 1.0),
+    scale: tuple[float, float] | None = None,
     preset: str = "light",
 ) -> Transform:
-    """The training transform of a preset: `light` (crop and flips), `full` (and colours), `study` (the published one).
+    """The training transform of a preset; `scale` takes the place of its crop's own share of the area.
 
     Raises:
         ValueError: an unknown preset, or a parameter out of range.
     """
-    if preset not in PRESETS:
-        raise ValueError(f"unknown augmentation preset '{preset}'; known: {', '.join(PRESETS)}")
-    return Transform(PRESETS[preset](as_size("train_transform", size), Normalize(tuple(mean), tuple(std)), scale))
+    chosen = preset_of(preset)
+    return one_view(transform_of(chosen.steps(as_size("train_transform", size), len(mean), scale), mean, std))
 
 
 def eval_transform(

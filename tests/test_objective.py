@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from train.config import Training
 from train.mixing import Mix, draw_boxes, draw_mix, mix_images
-from train.objective import balanced_weights, counted, loss_sum, total_weight
+from train.objective import balanced_weights, counted, loss_sum, total_weight, views_loss
 
 
 def problem(task: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -113,3 +113,15 @@ def test_with_mixup_and_cutmix_a_pair_takes_one() -> None:
     assert 0.3 < boxed.float().mean() < 0.7
     blended = mix_images(torch.arange(400.0)[:, None, None, None].expand(400, 1, 32, 32), mix)
     assert all(len(blended[i].unique()) == 1 for i in range(400) if not boxed[i])
+
+
+def test_the_loss_of_views_is_the_mean_of_their_losses() -> None:
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten(), torch.nn.Linear(12, 4))
+    views = [torch.randn(6, 3, side, side) for side in (8, 8, 5, 5, 5)]
+    labels, valid = torch.tensor([0, 1, 2, 3, 0, 1]), torch.tensor([True] * 5 + [False])
+    loss = views_loss(net, views, labels, valid, mixes=[None] * 5)
+    each = [torch.nn.functional.cross_entropy(net(view)[:5], labels[:5], reduction="sum") for view in views]
+    torch.testing.assert_close(loss, torch.stack(each).mean())
+    one = views_loss(net, views[:1], labels, valid, mixes=[None])
+    torch.testing.assert_close(one, each[0])

@@ -3,36 +3,43 @@
 import json
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 
+from shards.dali_executor import DaliExecutor
+from shards.draws import DrawKeys
+from shards.host_executor import HostExecutor
+from shards.host_views import HostViews
+from shards.transforms import Views, transform_of
 from train import config as configs
 from train.config import Schedule
 from train.ds_settings import read
 from train.optimisation import Rates, add_lars
 from train.run import main
-from train.study_params import CONSTANTS, boundary, translate
+from train.study_params import CONSTANTS, Keys, boundary, operators, translate
 
 OFF = {"apply": False}
 PARAMS: dict[str, Any] = {
     "dataset_params": {
         "dataset": "APTOS2019", "data_location": "/path_to_data_dir",
         "train_transforms": {
-            "Resize": {"apply": True, "height": 256, "width": 256}, "CenterCrop": OFF, "Normalize": True,
+            "Resize": {"apply": True, "height": 256, "width": 256}, "Normalize": True,
+            "CenterCrop": {"apply": False, "height": 224, "width": 224},
             "VerticalFlip": {"apply": True, "p": 0.5}, "HorizontalFlip": {"apply": True, "p": 0.5},
-            "RandomRotation": {"apply": True, "angle": 5, "p": 0.3}, "RandomGrayscale": {"apply": True, "p": 0.2},
+            "RandomRotation": {"apply": True, "angle": 5, "p": 0.5}, "RandomGrayscale": {"apply": True, "p": 0.2},
             "RandomCrop": {"apply": False, "height": 32, "width": 32, "padding": 4, "p": 0.5},
             "ColorJitter": {"apply": True, "brightness": 0.2, "contrast": 0.2, "saturation": 0.1, "hue": 0.1, "p": 0.2},
             "RandomPerspective": {"apply": True, "distortion_scale": 0.2, "p": 0.5},
-            "RandomAffine": {"apply": True, "degrees": 5, "translate": [0.1, 0.3], "scale": [0.5, 1.5], "shear": 0.2,
+            "RandomAffine": {"apply": True, "degrees": 5, "translate": [0.1, 0.3], "scale": [0.1, 3.3], "shear": 0.2,
                              "p": 0.5},
             "RandomErasing": {"apply": True, "scale": [0.02, 0.33], "ratio": [0.3, 3.3], "value": 0, "p": 0.5},
             "RandomGaussianBlur": {"apply": True, "radius_min": 0.1, "radius_max": 2.0, "p": 0.2},
             "RandomSolarize": {"apply": True, "threshold": 128, "p": 0.2},
             "RandomResizedCrop": {"apply": True, "size": 224, "scale": [0.8, 1.2]},
-            "MultiCrop": {"apply": False, "n_crops": [2, 6]},
+            "MultiCrop": {"apply": False, "n_crops": [2, 6], "sizes": [224, 96], "scales": [[0.4, 1.0], [0.05, 0.4]]},
         },
         "val_transforms": {"Resize": {"apply": True, "height": 256, "width": 256},
                            "CenterCrop": {"apply": True, "height": 224, "width": 224}, "Normalize": True},
@@ -101,7 +108,9 @@ def test_a_whole_file_becomes_a_config() -> None:
     [
         ("dataset_params.dataset", "MNIST", "dataset_params.dataset is 'MNIST': the study has APTOS2019"),
         ("dataset_params.train_transforms.Resise", OFF, "train_transforms.Resise: did you mean Resize"),
-        ("dataset_params.train_transforms.MultiCrop.apply", True, "MultiCrop is 'on'"),
+        ("dataset_params.train_transforms.MultiCrop", {"apply": True, "n_crops": [2, 6], "sizes": [224]},
+         "2 counts, 1 sizes"),
+        ("dataset_params.train_transforms.HorizontalFlip.pp", 1, "unknown key dataset_params.train_transforms.Horiz"),
         ("dataset_params.val_transforms.Resize.height", 300, "validation and test share one here"),
         ("training_params.restore_session", True, "go on with --resume runs/mine"),
         ("training_params.restore_only_model", True, "--start wt --weights runs/mine/weights/best.safetensors"),
@@ -194,3 +203,39 @@ def test_the_page_names_every_key() -> None:
         inner = content["default"] if section == "optimization_params" else content
         for key in inner:
             assert key in page or section in ("lr_finder", "log_params"), f"{section}.{key}"
+
+
+NAMES = [name for name in PARAMS["dataset_params"]["train_transforms"] if name != "Normalize"]
+SETS = [[name] for name in NAMES] + [
+    [each for each in NAMES if each != left] for left in ("MultiCrop", "RandomResizedCrop")
+]
+
+
+@pytest.mark.parametrize("executor", ["host", "dali"])
+@pytest.mark.parametrize("names", SETS, ids=[*NAMES, "all but MultiCrop", "all but RandomResizedCrop"])
+def test_the_studys_transforms_run_alone_and_together(names: list[str], executor: Literal["host", "dali"]) -> None:
+    # With its own default parameters; images of one size, as what ends in no crop needs.
+    tables = {name: table | {"apply": name in names} for name, table in TABLES.items()}
+    made = (
+        transform_of(operators(Keys(tables | {"Normalize": True})), *CONSTANTS["APTOS2019"])
+        if ({"Resize", "CenterCrop", "RandomCrop", "RandomResizedCrop", "MultiCrop"} & set(names))
+        else transform_of([{"op": "CenterCrop", "size": 256}, *operators(Keys(tables))], *CONSTANTS["APTOS2019"])
+    )
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 255, (256, 256, 3), np.uint8).tobytes() for _ in range(6)]
+    sizes, zeros = np.full((6, 2), 256), np.zeros(6, np.int64)
+    drawn = made.draw(DrawKeys(3, zeros, np.arange(6, dtype=np.uint64), zeros), *sizes.T)
+    if executor == "host":
+        runner: Any = (HostViews if isinstance(made, Views) else HostExecutor)(made)  # type: ignore[arg-type]
+    else:
+        runner = DaliExecutor(made, batch=6, raw=True)
+    pixels, failures = runner.run(images, ["raw"] * 6, sizes, drawn)
+    runner.close()
+    views = pixels if isinstance(pixels, tuple) else (pixels,)
+    assert not failures and len(views) == (8 if "MultiCrop" in names else 1)
+    for view, size in zip(views, made.sizes, strict=True):
+        assert view.shape == (6, 3, *size) and torch.isfinite(view).all() and view.std() > 0.1
+
+
+TABLES = PARAMS["dataset_params"]["train_transforms"]
+TABLES = {name: table for name, table in TABLES.items() if name != "Normalize"}

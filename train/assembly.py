@@ -29,7 +29,7 @@ from train.layers import classifier_keys, layer_groups
 from train.lock import take
 from train.loop import Progress, Trainer
 from train.metrics import check_metric
-from train.models import create, report_of
+from train.models import create, report_of, take_any_size
 from train.optimisation import Rates, make_optimizer
 from train.pulse import Pulse
 from train.reporting import Reporter, dumps
@@ -193,19 +193,23 @@ def start_of(job: Job) -> tuple[nn.Module, list[str]]:
     started = make_start(
         model, chosen.start, seed=seed, wt_until=chosen.boundary, st_variant=chosen.st_variant
     )  # fmt: skip
-    _try_image(model, info)
+    sides = {max(size) for size in job.train_transform.sizes}
+    if sides != {info.img_size}:
+        take_any_size(model)
+    for side in sorted(sides | {info.img_size}):
+        _try_image(model, info, side)
     return model, [*([loaded.text()] if loaded is not None else []), started.text()]
 
 
-def _try_image(model: nn.Module, info: WeightsInfo) -> None:
+def _try_image(model: nn.Module, info: WeightsInfo, side: int) -> None:
     """Refuse a model that does not take images of this size, here and not in step 1."""
     try:
         with torch.inference_mode():
-            model.eval()(torch.zeros(1, info.in_chans, info.img_size, info.img_size))
+            model.eval()(torch.zeros(1, info.in_chans, side, side))
     except (AssertionError, RuntimeError, ValueError) as error:
         raise ValueError(
-            f"{info.model} does not take images of {info.img_size} pixels ({str(error).splitlines()[0][:120]}): take "
-            "another --image-size"
+            f"{info.model} does not take images of {side} pixels ({str(error).splitlines()[0][:120]}): take "
+            + ("another --image-size" if side == info.img_size else "train operators that end in other sizes")
         ) from error
 
 
@@ -214,6 +218,8 @@ def _stored(job: Job) -> tuple[nn.Module, list[str]]:
     info = job.info
     drop_path = job.config.model.drop_path
     model = create(info.model, info.num_classes, info.in_chans, img_size=info.img_size, drop_path=drop_path)
+    if any(max(size) != info.img_size for size in job.train_transform.sizes):
+        take_any_size(model)
     state, metadata_ = read_weights(job.folder / "weights" / "init.safetensors")
     if (there := metadata_.get("manifest_digest", "").strip('"')) != info.manifest_digest:
         raise ValueError(

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic.fields import FieldInfo
 
 from shards.manifest import Manifest
+from shards.presets import preset_of
 from shards.reshard import parse_size
 from shards.shardset import ShardSet
 from shards.transforms import Transform, eval_transform, one_view, transform_of
@@ -65,11 +66,14 @@ class Data(Section):
         default=None,
         description="short side before the center crop of evaluation, pixels; none: image_size * 256 / 224",
     )
-    preset: Literal["light", "full", "study"] = Field(
-        default="light", description="augmentation: crop and flips; and colours; or the published study's, squashing"
+    preset: Literal["light", "full", "study", "histology", "mammography", "fundus", "dermoscopy", "chest"] = Field(
+        default="light", description="augmentation: crop and flips; and colours; the published study's; or a domain's"
     )
-    crop_scale: tuple[Positive, Positive] = Field(
-        default=(0.8, 1.0), description="area of a random crop, share of the image"
+    crop_scale: tuple[Positive, Positive] | None = Field(
+        default=None, description="area of a random crop, share of the image; none: the preset's own"
+    )
+    tta: Literal["none", "flips", "rotations", "all"] = Field(
+        default="none", description="evaluation averages logits over mirrored images, quarter turns, or all eight"
     )
     train_operators: list[dict[str, Any]] | None = Field(
         default=None, description='in place of the preset, as JSON: [{"op": "HorizontalFlip", "p": 0.5}, ...]'
@@ -101,7 +105,7 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        if self.crop_scale[0] > self.crop_scale[1]:
+        if self.crop_scale is not None and self.crop_scale[0] > self.crop_scale[1]:
             low, high = self.crop_scale
             raise ValueError(f"crop_scale: {low},{high} is upside down: write the smaller number first")
         if self.resize is not None and self.resize < self.image_size:
@@ -110,8 +114,9 @@ class Data(Section):
             )
         for name in ("train_operators", "eval_operators"):
             if (steps := getattr(self, name)) is not None:
-                size = transform_of(steps, (0.5,) * 3, (0.5,) * 3).size
-                if size != (self.image_size, self.image_size):
+                made = transform_of(steps, (0.5,) * 3, (0.5,) * 3)
+                size = (made if name == "train_operators" else one_view(made)).size
+                if name == "eval_operators" and size != (self.image_size, self.image_size):
                     raise ValueError(
                         f"{name} end in {size[0]} x {size[1]} pixels, image_size is {self.image_size}: make them agree"
                     )
@@ -144,8 +149,7 @@ class Data(Section):
     @property
     def resize_to(self) -> int | tuple[int, int]:
         """What evaluation resizes an image to before the center crop, pixels: the short side; both under `study`."""
-        side = self.resize or round(self.image_size * 256 / 224)
-        return (side, side) if self.preset == "study" else side
+        return preset_of(self.preset).resize(self.image_size, self.resize)
 
     def eval_transform(self, mean: Sequence[float], std: Sequence[float]) -> Transform:
         """What evaluation makes of an image: its own operators, or resize and center crop; then normalisation."""

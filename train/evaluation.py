@@ -16,6 +16,7 @@ from train.hooks import pool, tapped
 from train.job import Job
 from train.layers import InputOf, embedding_tap
 from train.metrics import evaluate
+from train.test_time import Tta, mean_logits
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -50,10 +51,12 @@ def predict(
     precision: Precision,
     stop: Callable[[], bool] = lambda: False,
     tap: InputOf | None = None,
+    tta: Tta = "none",
 ) -> Predictions | None:
     """Logits, and what enters `tap`, of every valid sample of one pass, gathered over the ranks.
 
-    None where `stop` said so on any rank.
+    Logits are the mean over the versions of an image that `tta` names; the tap sees the image as it is. None
+    where `stop` said so on any rank.
 
     All ranks call it with the same number of batches, of one size. The model is put into evaluation mode.
     """
@@ -63,9 +66,12 @@ def predict(
         for batch in batches:
             if stop():
                 return None
+            images = batch.images.to(device)
             with torch.inference_mode(), autocast(device, precision):
-                logits = model(batch.images.to(device)).float()
-            features = [pool(each).float() for each in seen.values()]
+                logits = model(images).float()
+            features = [pool(each).float() for each in seen.values()]  # of the image as it is
+            with torch.inference_mode(), autocast(device, precision):
+                logits = mean_logits(model, images, logits, tta)
             parts.append((batch.sample_ids, batch.labels, logits, batch.valid, *features))
     columns = [torch.cat([part.to(device) for part in column]) for column in zip(*parts, strict=True)]
     ids, labels, logits, valid, *more = (gather_first(column).cpu() for column in columns)
@@ -108,7 +114,15 @@ def evaluate_split(
     tap = embedding_tap(model) if features else None
     loader = job.evaluation_loader(job.shards.split(split))
     try:
-        found = predict(model, loader, device=job.device, precision=job.settings.precision, stop=stop, tap=tap)
+        found = predict(
+            model,
+            loader,
+            device=job.device,
+            precision=job.settings.precision,
+            stop=stop,
+            tap=tap,
+            tta=job.config.data.tta,
+        )
         bad = [f"{key} is left out: {reason}" for key, reason in loader.bad]
     finally:
         loader.close()

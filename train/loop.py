@@ -25,7 +25,7 @@ from train.evaluation import Scores, evaluate_split
 from train.job import Job
 from train.mixing import draw_mix, mix_images
 from train.monitoring import knn_metrics, show, wants_features
-from train.objective import loss_sum, total_weight
+from train.objective import total_weight, views_loss
 from train.optimisation import Rates
 from train.pictures import batch_grid
 from train.pulse import Pulse
@@ -99,7 +99,8 @@ class Trainer:
 
     def _step(self, batch: Batch) -> None:
         config, progress, world = self.job.config, self.progress, self.job.ranks.world
-        images, labels, valid = (each.to(self.job.device) for each in (batch.images, batch.labels, batch.valid))
+        labels, valid = batch.labels.to(self.job.device), batch.valid.to(self.job.device)
+        views = [view.to(self.job.device) for view in batch.views]
         self.pulse.beat(f"step {progress.step + 1}, meeting the other ranks")
         weight, stop, save = self._agree_on(total_weight(labels, valid, self.class_weights).item())
         if stop:
@@ -108,27 +109,26 @@ class Trainer:
         if save:
             self.save()
         torch.manual_seed(step_seed(config.training.seed, progress.consumed, self.job.ranks.rank))
-        mix = draw_mix(config.training, progress.step, batch.sample_ids, valid, images.shape[2:])
-        if mix is not None:
-            images = mix_images(images, mix)
+        mixes = [draw_mix(config.training, progress.step, batch.sample_ids, valid, view.shape[2:]) for view in views]
+        views = [view if mix is None else mix_images(view, mix) for view, mix in zip(views, mixes, strict=True)]
         if not self._shown:
-            self._show_batch(images)
+            self._show_batch(views[0])
         rate = self._set_rate()
         micro = self.job.settings.micro_batch(world)
-        starts = range(0, len(images), micro)
+        starts = range(0, len(valid), micro)
         scale = world * len(starts) / max(weight, 1.0)
-        losses, failed = 0.0, torch.zeros(len(images), dtype=torch.bool)
+        losses, failed = 0.0, torch.zeros(len(valid), dtype=torch.bool)
         train_mode(self.engine)
         for start in starts:
             part = slice(start, start + micro)
             self.pulse.beat(f"step {progress.step + 1}, forward")
-            logits = self.engine(images[part])
-            loss = loss_sum(
-                logits,
+            loss = views_loss(
+                self.engine,
+                [view[part] for view in views],
                 labels[part],
                 valid[part],
+                mixes=[None if mix is None else mix.part(part) for mix in mixes],
                 label_smoothing=config.training.label_smoothing,
-                mix=None if mix is None else mix.part(part),
                 class_weights=self.class_weights,
             )
             if not math.isfinite(value := loss.item()):

@@ -15,7 +15,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers import PatchEmbed
+from timm.layers import Format, PatchEmbed
 from torch import Tensor, nn
 
 from train.layers import classifier_names
@@ -110,6 +110,17 @@ def report_of(model: nn.Module) -> LoadReport | None:
     """What pretrained weights the model holds; None for a default initialisation."""
     report = getattr(model, "weights_report", None)
     return report if isinstance(report, LoadReport) else None
+
+
+def take_any_size(model: nn.Module) -> None:
+    """Let a vision transformer take images of other sizes too, its position table interpolated; others are as they are.
+
+    What timm's `dynamic_img_size` does, without another number in the model.
+    """
+    if isinstance(model, timm.models.VisionTransformer):
+        net: Any = model
+        net.dynamic_img_size, embed = True, net.patch_embed
+        embed.strict_img_size, embed.flatten, embed.output_fmt = False, False, Format.NHWC
 
 
 def input_size(model: nn.Module) -> tuple[int, int, int]:

@@ -5,7 +5,8 @@ valid samples that are not NaN. A rank backpropagates its own sum, scaled by `wo
 DeepSpeed averages gradients over ranks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -55,6 +56,31 @@ def loss_sum(
         own = torch.where(both, mix.own if labels.ndim == 1 else mix.own[:, None], 1.0)
         each = own * each + torch.where(own < 1, (1 - own) * partner, 0.0)
     return torch.where(mask, each, 0.0).sum()
+
+
+def views_loss(
+    net: Callable[[Tensor], Tensor],
+    views: Sequence[Tensor],
+    labels: Tensor,
+    valid: Tensor,
+    *,
+    mixes: Sequence[Mix | None],
+    label_smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
+) -> Tensor:
+    """`loss_sum` of each view [b, C, h, w] of the images, and of these sums the mean, float32 scalar.
+
+    Views of one size that stand together go through the net together.
+    """
+    logits: list[Tensor] = []
+    for _, same in groupby(views, key=lambda view: view.shape):
+        group = list(same)
+        logits += net(group[0] if len(group) == 1 else torch.cat(group)).chunk(len(group))
+    sums = [
+        loss_sum(each, labels, valid, label_smoothing=label_smoothing, mix=mix, class_weights=class_weights)
+        for each, mix in zip(logits, mixes, strict=True)
+    ]
+    return sums[0] if len(sums) == 1 else torch.stack(sums).mean()
 
 
 def _partner(values: Tensor) -> Tensor:

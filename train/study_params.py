@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from shards.transforms import transform_of
 from train.models import build, study_name
 
 # Mean and std of the study's constants, on the 0..1 scale.
@@ -95,23 +96,39 @@ def _dataset(keys: Keys, fields: dict[str, Any], notes: list[str]) -> None:
         notes.append(
             f"data_location {raw} is raw: make shards of it once, prep/make_shards.py --dataset {name} --raw …"
         )
-    fields["train_operators"] = operators(keys.table("train_transforms"))
-    fields["eval_operators"] = operators(keys.table("test_transforms"))
-    if operators(keys.table("val_transforms")) != fields["eval_operators"]:
+    channels = len(fields["mean"])
+    fields["train_operators"] = operators(keys.table("train_transforms"), channels)
+    fields["eval_operators"] = operators(keys.table("test_transforms"), channels)
+    if operators(keys.table("val_transforms"), channels) != fields["eval_operators"]:
         raise keys.fail(
             "val_transforms", "another transform than test_transforms", "validation and test share one here"
         )
     keys.done()
-    for kind in ("train_operators", "eval_operators"):
-        fields["image_size"] = _final_size(fields[kind], kind)
+    fields["image_size"] = _final_size(fields["eval_operators"])
+    if len(transform_of(fields["train_operators"], *CONSTANTS[name]).sizes) > 1:
+        notes.append("MultiCrop: the loss is the mean of the losses of the views; evaluation takes one view")
 
 
-def operators(keys: Keys) -> list[dict[str, Any]]:
-    """The operators of a transform table, in the study's order."""
+# What the study's transforms take; a RandomCrop's p does nothing there.
+PARAMETERS: dict[str, tuple[str, ...]] = {
+    "Resize": ("height", "width"), "CenterCrop": ("height", "width"),
+    "RandomCrop": ("height", "width", "padding", "p"), "RandomResizedCrop": ("size", "scale"),
+    "MultiCrop": ("n_crops", "sizes", "scales"), "VerticalFlip": ("p",), "HorizontalFlip": ("p",),
+    "RandomRotation": ("angle", "p"), "ColorJitter": ("brightness", "contrast", "saturation", "hue", "p"),
+    "RandomGrayscale": ("p",), "RandomGaussianBlur": ("radius_min", "radius_max", "p"),
+    "RandomAffine": ("degrees", "translate", "scale", "shear", "p"),
+    "RandomPerspective": ("distortion_scale", "p"), "RandomSolarize": ("threshold", "p"),
+    "RandomErasing": ("scale", "ratio", "value", "p"),
+}  # fmt: skip
+
+
+def operators(keys: Keys, channels: int = 3) -> list[dict[str, Any]]:
+    """The operators of a transform table, in the study's order; MultiCrop takes the place of RandomResizedCrop."""
     steps: list[dict[str, Any]] = []
 
     def add(name: str, op: str, **parameters: str | Any) -> None:
         of = keys.table(name)
+        of.done("apply", *PARAMETERS[name])
         if of.get("apply", False):
             taken = {mine: theirs(of) if callable(theirs) else of.get(theirs) for mine, theirs in parameters.items()}
             steps.append({"op": op} | {mine: value for mine, value in taken.items() if value is not None})
@@ -122,14 +139,14 @@ def operators(keys: Keys) -> list[dict[str, Any]]:
     def plus_minus(key: str) -> Any:
         return lambda of: [-of.get(key), of.get(key)] if of.get(key) is not None else None
 
-    if keys.table("MultiCrop").get("apply", False):
-        raise keys.fail(
-            "MultiCrop", "on", "the study's code cannot train on it either (a list of views): set apply false"
-        )
+    several = bool(keys.table("MultiCrop").get("apply", False))
     add("Resize", "Resize", size=sides)
     add("CenterCrop", "CenterCrop", size=sides)
     add("RandomCrop", "RandomCrop", size=sides, padding="padding")
-    add("RandomResizedCrop", "RandomResizedCrop", size="size", scale="scale")
+    if not several:  # as the study: it switches the other off
+        add("RandomResizedCrop", "RandomResizedCrop", size="size", scale="scale")
+    keys.get("RandomResizedCrop")
+    add("MultiCrop", "MultiCrop", counts="n_crops", sizes="sizes", scales="scales")
     add("VerticalFlip", "VerticalFlip", p="p")
     add("HorizontalFlip", "HorizontalFlip", p="p")
     add("RandomRotation", "Rotation", p="p", degrees=plus_minus("angle"))
@@ -142,20 +159,18 @@ def operators(keys: Keys) -> list[dict[str, Any]]:
     add("RandomPerspective", "Perspective", p="p", distortion_scale="distortion_scale")
     add("RandomSolarize", "Solarize", p="p", threshold="threshold")
     if not keys.get("Normalize", True):
-        steps.append({"op": "Normalize", "mean": [0.0] * 3, "std": [1.0] * 3})
+        steps.append({"op": "Normalize", "mean": [0.0] * channels, "std": [1.0] * channels})
     add("RandomErasing", "Erasing", p="p", scale="scale", ratio="ratio", value="value")
     keys.done()
     return steps
 
 
-def _final_size(steps: list[dict[str, Any]], kind: str) -> int:
+def _final_size(steps: list[dict[str, Any]]) -> int:
     sizes = [step["size"] for step in steps if "size" in step]
     last = sizes[-1] if sizes else None
     pair = [last, last] if isinstance(last, int) else last
     if pair is None or pair[0] != pair[1]:
-        raise ValueError(
-            f"params: the {kind.split('_')[0]} transform ends in {pair}: end it in a square crop or Resize"
-        )
+        raise ValueError(f"params: the evaluation transform ends in {pair}: end it in a square crop or Resize")
     return int(pair[0])
 
 
