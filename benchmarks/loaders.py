@@ -1,6 +1,8 @@
 """How many images a second loaders make on the CPU, side by side, and at what cost of processor time.
 
-    python benchmarks/loaders.py --photos FOLDER --rounds 3
+    python benchmarks/loaders.py --photos FOLDER --rounds 3 --peer-python peers/bin/python
+
+(benchmarks/peers.py says how that environment is made; without it four peers are left out, and said so.)
 
 Writes every .jpg under FOLDER at 256 and 512 px short side (JPEG q90) as a shard set and as plain files, repeated to
 `--samples`. A loader runs in a process of its own with 2 threads or workers: 224 px float32 batches of 64, `light` =
@@ -25,10 +27,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-BATCH, SIZE, WORKERS, WARM = 64, 224, 2, 8
-SCALE = (0.8, 1.0)
+import peers
+from peers import BATCH, SCALE, SIZE, WORKERS
+
+WARM = 8
 COLUMNS = [(side, variant) for side in (256, 512) for variant in ("light", "full")]
-ENDLESS = 10**7
 
 
 def photographs(folder: Path, side: int) -> list[bytes]:
@@ -65,62 +68,6 @@ def write(folder: Path, images: list[bytes], count: int) -> None:
     write_set(
         folder / "set", samples, name="loaders", classes=["a", "b"], shard_size=500, mean=[0.5] * 3, std=[0.2] * 3
     )
-
-
-def torchvision_transform(variant: str, tensors: bool) -> Callable:
-    """torchvision's v2 on uint8 tensors, or its first version on PIL images."""
-    import torch
-    import torchvision.transforms as pil
-    from torchvision.transforms import v2
-
-    kit: Any = v2 if tensors else pil
-    steps = [kit.RandomResizedCrop(SIZE, scale=SCALE, antialias=True)]
-    steps += [kit.RandomHorizontalFlip(), kit.RandomVerticalFlip()]
-    if variant == "full":
-        steps += [kit.RandomApply([kit.ColorJitter(0.2, 0.2, 0.1, 0.1)], p=0.2), kit.RandomGrayscale(0.2)]
-    steps.append(v2.ToDtype(torch.float32, scale=True) if tensors else pil.ToTensor())
-    return kit.Compose([*steps, kit.Normalize([0.5] * 3, [0.2] * 3)])
-
-
-def torch_loader(folder: Path, variant: str, tensors: bool) -> Iterator[Any]:
-    """torch's DataLoader over plain files."""
-    import torch
-    import torchvision.io
-    from PIL import Image
-
-    transform = torchvision_transform(variant, tensors)
-    paths = sorted(str(path) for path in (folder / "files").iterdir())
-
-    class Files(torch.utils.data.Dataset):
-        def __len__(self) -> int:
-            return len(paths)
-
-        def __getitem__(self, index: int) -> tuple:
-            if tensors:
-                data = torchvision.io.read_file(paths[index])
-                return transform(torchvision.io.decode_jpeg(data, torchvision.io.ImageReadMode.RGB)), index % 2
-            return transform(Image.open(paths[index]).convert("RGB")), index % 2
-
-    files = Files()
-    sampler = torch.utils.data.RandomSampler(files, replacement=True, num_samples=ENDLESS)
-    return iter(torch.utils.data.DataLoader(files, BATCH, sampler=sampler, num_workers=WORKERS))
-
-
-def webdataset_loader(folder: Path, variant: str) -> Iterator[Any]:
-    """webdataset over the set's tars, torchvision's v2 on tensors."""
-    import torch
-    import torchvision.io
-    import webdataset
-
-    transform = torchvision_transform(variant, True)
-
-    def load(sample: tuple) -> tuple:
-        data = torch.frombuffer(bytearray(sample[0]), dtype=torch.uint8)
-        return transform(torchvision.io.decode_jpeg(data, torchvision.io.ImageReadMode.RGB)), int(sample[1])
-
-    tars = sorted(str(path) for path in (folder / "set").glob("*.tar"))
-    samples = webdataset.WebDataset(tars, resampled=True, shardshuffle=False).shuffle(500).to_tuple("jpg", "cls")
-    return iter(webdataset.WebLoader(samples.map(load).batched(BATCH), batch_size=None, num_workers=WORKERS))
 
 
 def dali_reader(folder: Path, variant: str) -> Iterator[Any]:
@@ -190,9 +137,7 @@ def decode_alone(folder: Path, variant: str) -> Iterator[Any]:
 
 
 LOADERS: dict[str, Callable[[Path, str], Iterator[Any]]] = {
-    "torchvision, PIL": lambda folder, variant: torch_loader(folder, variant, False),
-    "torchvision, v2 tensors": lambda folder, variant: torch_loader(folder, variant, True),
-    "webdataset, v2 tensors": webdataset_loader,
+    **peers.LOADERS,
     "DALI, its own reader": dali_reader,
     "ours, dali": lambda folder, variant: ours(folder, variant, "dali"),
     "ours, host": lambda folder, variant: ours(folder, variant, "host"),
@@ -229,15 +174,24 @@ def one(name: str, folder: Path, variant: str, seconds: float) -> dict[str, floa
     return {"start": start, "rate": count / passed, "cpu_ms": 1e3 * busy / count}
 
 
-def run_apart(name: str, folder: Path, variant: str, seconds: float) -> dict[str, float]:
-    """`one` in a process of its own."""
-    command = [sys.executable, __file__, "--one", name, str(folder), variant, str(seconds)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env=os.environ | {"PYTHONWARNINGS": "ignore"}
-    )
+def apart(python: str, *words: str) -> str:
+    """The last line that this script prints in a process of its own."""
+    environment = os.environ | {"PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
+    command = [python, __file__, *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment, check=False)
     if done.returncode:
-        raise RuntimeError(f"{name} {variant}: {done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+        raise RuntimeError(f"{' '.join(words)}: {done.stderr[-2000:]}")
+    return done.stdout.splitlines()[-1]
+
+
+def python_of(name: str, peer_python: str) -> str:
+    """Who runs a loader."""
+    return peer_python if name in peers.ELSEWHERE else sys.executable
+
+
+def run_apart(name: str, folder: Path, variant: str, seconds: float, peer_python: str) -> dict[str, float]:
+    """`one` in a process of its own."""
+    return json.loads(apart(python_of(name, peer_python), "--one", name, str(folder), variant, str(seconds)))
 
 
 def table(runs: list[dict[tuple[str, int, str], dict[str, float]]], columns: list[tuple[int, str]]) -> str:
@@ -271,21 +225,29 @@ def table(runs: list[dict[tuple[str, int, str], dict[str, float]]], columns: lis
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, required=True, help="folder with .jpg photographs of 512 px or more")
-    parser.add_argument("--samples", type=int, default=2000)
+    parser.add_argument("--samples", type=int, default=6000)
+    parser.add_argument("--peer-python", default="", help="the interpreter of the peers' environment")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=4.0, help="of each run, after the warm-up")
     parser.add_argument("--only", nargs="+", choices=list(LOADERS), default=list(LOADERS), metavar="NAME")
     args = parser.parse_args()
+    if not args.peer_python:
+        print(f"without --peer-python these are not measured: {', '.join(peers.ELSEWHERE)}")
+        args.only = [name for name in args.only if name not in peers.ELSEWHERE]
     folder, runs = Path(tempfile.mkdtemp(prefix="loaders-")), []
     try:
         for side in (256, 512):
             write(folder / str(side), photographs(args.photos, side), args.samples)
+            for name in set(args.only) & set(peers.WRITERS):
+                apart(args.peer_python, "--write", name, str(folder / str(side)))
         for number in range(args.rounds):
             found: dict[tuple[str, int, str], dict[str, float]] = {}
             for (side, variant), name in itertools.product(COLUMNS, args.only):
                 if LOADERS[name] is decode_alone and variant == "full":
                     continue
-                result = found[(name, side, variant)] = run_apart(name, folder / str(side), variant, args.seconds)
+                result = found[(name, side, variant)] = run_apart(
+                    name, folder / str(side), variant, args.seconds, args.peer_python
+                )
                 print(
                     f"round {number}  load {os.getloadavg()[0]:5.2f}  {side} {variant:5}  {name:28} "
                     f"{result['rate']:7.0f} images/s  {result['cpu_ms']:6.3f} CPU ms  start {result['start']:4.1f} s",
@@ -302,4 +264,8 @@ if __name__ == "__main__":
         _, _, name, place, variant, seconds = sys.argv
         print(json.dumps(one(name, Path(place), variant, float(seconds))), flush=True)
         os._exit(0)  # workers and pipelines of all makes end with the process
+    if sys.argv[1:2] == ["--write"]:
+        peers.WRITERS[sys.argv[2]](Path(sys.argv[3]))
+        print("written", flush=True)
+        os._exit(0)
     main()
