@@ -42,7 +42,10 @@ setup() {
     if [[ -f $venv/stamp && $(<"$venv/stamp") == "$stamp" ]]; then return; fi
     exec 9>"$root/.setup.lock"
     flock 9 # a second ./launch.sh waits here instead of writing the same files
-    if [[ -f $venv/stamp && $(<"$venv/stamp") == "$stamp" ]]; then return; fi
+    if [[ -f $venv/stamp && $(<"$venv/stamp") == "$stamp" ]]; then
+        exec 9>&-
+        return
+    fi
     python=$(find_python)
     free_kib=$(df -Pk "$root" | awk 'NR == 2 { print $4 }')
     if [[ ! -f $venv/stamp ]] && ((free_kib < 10 * 1024 * 1024)); then
@@ -64,6 +67,7 @@ setup() {
     # every start of a script would compile torch anew (19 s instead of 7). Files for other Pythons fail, and may.
     "$venv/bin/python" -m compileall -q -j 0 "$venv"/lib/python*/site-packages >>"$log" 2>&1 || true
     printf '%s\n' "$stamp" >"$venv/stamp"
+    exec 9>&- # else the training that follows would keep the lock, and others would wait for its end
     say "set-up done"
 }
 

@@ -112,11 +112,11 @@ def panels(values: Mapping[str, Any], by: str) -> list[tuple[Panel, list[str]]]:
             x = [point["x"] for point in points]
             low, high = ([_nan(point["interval"][side]) for point in points] for side in (0, 1))
             y = [_nan(point["mean"]) for point in points]
-            series.append(Series(f"mean of {name}", x, y, colour=colour, low=low, high=high))
             for point in points:
                 for number_of, score in enumerate(point["scores"]):
-                    dot = Series(f"{name}, run {number_of + 1}", [point["x"]], [_nan(score)], colour=colour, size=1.8)
+                    dot = Series(f"{name}, run {number_of + 1}", [point["x"]], [_nan(score)], colour=colour, size=2.3)
                     series.append(dot)
+            series.append(Series(f"mean of {name}", x, y, colour=colour, low=low, high=high))  # above its runs
         title = f"{curve['model']} on {curve['set']}"
         made.append((Panel(title, series, curve["metric"].replace("_", " "), height=190), list(curve["series"])))
     return made

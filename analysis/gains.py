@@ -219,12 +219,12 @@ def rows(values: Mapping[str, Any]) -> list[list[str]]:
     """The table for reading: a row a cell under a head."""
     told = [["set", "model", "WT", "ST", "RI", "WT/RI", "(WT-ST)/WT", "WT-ST", "p", "ST-RI", "p"]]
     for each in values["cells"]:
-        cells = [each["set"], each["model"], *(number(_nan(value)) for value in each["medians"].values())]
+        cells = [each["set"], each["model"], *(_short(value) for value in each["medians"].values())]
         cells += [_with_interval(each["size"], each["size_interval"])]
         cells += [_with_interval(each["features"], each["features_interval"])]
         for pair in ("wt-st", "st-ri"):
             found = each["differences"][pair]
-            cells += [_with_interval(found["value"], found["interval"]), number(_nan(found["p_holm"]))]
+            cells += [_with_interval(found["value"], found["interval"]), _short(found["p_holm"])]
         told.append(cells)
     return told
 
@@ -238,8 +238,12 @@ def text(values: Mapping[str, Any]) -> list[str]:
 
 
 def _with_interval(value: float | None, interval: Sequence[float | None]) -> str:
-    low, high = (number(_nan(each)) for each in interval)
-    return f"{number(_nan(value))} ({low} to {high})" if low != "–" else number(_nan(value))
+    low, high = map(_short, interval)
+    return f"{_short(value)} ({low} to {high})" if low != "–" else _short(value)
+
+
+def _short(value: float | None) -> str:
+    return f"{value:.3g}" if value is not None and math.isfinite(value) else "–"
 
 
 def _nan(value: float | None) -> float:

@@ -80,7 +80,7 @@ def mistakes(tested: Sequence[Entry]) -> str:
     if single:
         maps = "".join(confusion_map(entry) for entry in single)
         about = "Rows sum to 1: of the images of a true class, the share that was called so. Counts on hover and below."
-        region = f'<div class="maps" tabindex="0" role="region" aria-label="confusion matrices">{maps}</div>'
+        region = f'<div class="maps own" tabindex="0" role="region" aria-label="confusion matrices">{maps}</div>'
         counts = details("The counts", "".join(confusion_table(entry) for entry in single))
         figure = f"<figure>{region}<figcaption>{about}</figcaption></figure>"
         html += card(f"<h3>Which classes are mistaken for which?</h3>{figure}{counts}")

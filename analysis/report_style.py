@@ -42,6 +42,7 @@ border-radius:10px}
 .scroll svg.chart{display:block;max-width:100%;height:auto;min-width:min(100%,560px)}
 .maps{display:flex;gap:12px;overflow-x:auto;padding-bottom:4px}
 .maps svg.chart{flex:1 1 330px;min-width:330px;max-width:440px;height:auto}
+.maps.own svg.chart{flex:0 0 auto;min-width:0}
 figure{margin:0}
 figcaption{margin-top:8px;color:var(--soft);font-size:13.5px;max-width:820px}
 ul.legend{display:flex;flex-wrap:wrap;gap:4px 20px;margin:0 0 10px;padding:0;list-style:none;font-size:13.5px}
@@ -59,11 +60,12 @@ summary:hover{color:var(--ink)}
 details .scroll{max-height:420px;overflow:auto;margin-top:8px}
 .pill{display:inline-block;padding:1px 9px;border-radius:99px;font-size:12.5px;font-weight:600;
 background:color-mix(in srgb,var(--tone) 16%,transparent);color:var(--ink);border:1px solid var(--tone)}
+figure+.scroll{margin-top:14px}
 .interval{color:var(--soft);font-size:12.5px}
 .hint{margin:8px 0 0;color:var(--soft);font-size:13.5px;max-width:820px}
 h4{margin:16px 0 6px;font-size:14px}
-.cases{display:flex;flex-wrap:wrap;gap:12px}
-.case{display:flex;flex-direction:column;gap:2px;width:112px;font-size:12.5px;line-height:1.35;break-inside:avoid}
+.cases{display:flex;flex-wrap:wrap;gap:10px}
+.case{display:flex;flex-direction:column;gap:2px;width:88px;font-size:12px;line-height:1.35;break-inside:avoid}
 .case img{border-radius:6px}
 .case code{font-size:10.5px;color:var(--soft)}
 .sheet{display:block;max-width:100%;height:auto}

@@ -45,12 +45,10 @@ def _verdict(entries: Sequence[Entry], target: str | None) -> str:
     name = escape(metric_name(target))
     best, value = max(known, key=lambda pair: pair[1])
     if len(known) == 1:
-        return (
-            f"<strong>{escape(best.name)}</strong> reaches a {name} of <strong>{value:.3f}</strong> on the test split."
-        )
+        return f"<strong>{escape(best.name)}</strong> reaches <strong>{value:.3f}</strong> {name} on the test split."
     worst, low = min(known, key=lambda pair: pair[1])
     return (
-        f"<strong>{escape(_who(best))}</strong> reaches a {name} of <strong>{value:.3f}</strong> on the test split, "
+        f"<strong>{escape(_who(best))}</strong> reaches <strong>{value:.3f}</strong> {name} on the test split, "
         f"<strong>{value - low:.3f}</strong> above {escape(_who(worst))}."
     )
 
