@@ -258,7 +258,7 @@ demo() {
     for name in demo-wt demo-ri; do
         # Side by side, a core each; the tables come one after the other, the progress bars as they run.
         (
-            for analysis in knn cka l2; do
+            for analysis in knn cka l2 dimension saliency; do
                 OMP_NUM_THREADS=1 step "$analysis of $name" "$root/runs/$name/analysis/$analysis.json" \
                     "$python" "$root/analysis/$analysis.py" "$root/runs/$name"
             done
@@ -266,7 +266,7 @@ demo() {
         pids+=($!)
     done
     trap 'for name in "${pids[@]}"; do pkill -TERM -P "$name"; kill "$name"; done 2>/dev/null; exit 130' INT TERM
-    say "→ k-NN, CKA and L2 of both runs"
+    say "→ k-NN, CKA, L2, intrinsic dimension and saliency of both runs"
     for name in demo-wt demo-ri; do
         wait "${pids[0]}" || { cat "$root/runs/.$name.out"; die "the analyses of $name failed"; }
         cat "$root/runs/.$name.out"

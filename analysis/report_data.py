@@ -1,6 +1,6 @@
 """What a report is made of: a run's own record, what it said of test images, and the results of its analyses.
 
-Of a study the runs are shown whose score is the median of their start; all of them are compared.
+Of a study one run of each start is shown, the one nearest its median; all of them are compared.
 """
 
 from collections.abc import Mapping, Sequence
@@ -171,13 +171,21 @@ def _is_finished(path: Path) -> bool:
 
 
 def chosen(found: Gathered) -> list[Path]:
-    """Runs of a study to show: of each model, set and start the one with the median score; else the first ones."""
+    """Runs of a study to show, of each model, set and start one; without WT, ST or RI runs the first ones.
+
+    It is the run whose score is nearest the median of its start, of those that were analysed where some were.
+    """
     cells: dict[tuple[str, str, str], list[Trained]] = {}
     for run in found.runs:
         if run.is_plain:
             cells.setdefault((run.data, run.model, run.start), []).append(run)
-    medians = [sorted(runs, key=lambda run: run.score)[(len(runs) - 1) // 2] for runs in cells.values()]
-    return [run.run.path for run in (medians or found.runs)[:SHOWN]]
+    shown = [_typical(runs) for runs in cells.values()]
+    return [run.run.path for run in (shown or found.runs)[:SHOWN]]
+
+
+def _typical(runs: Sequence[Trained]) -> Trained:
+    middle = float(np.median([run.score for run in runs]))
+    return min(runs, key=lambda run: (not any(run.run.out_dir.glob("*.json")), abs(run.score - middle)))
 
 
 def load(paths: Sequence[Path], shards: Path | None, model: str | None) -> list[Entry]:
