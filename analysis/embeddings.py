@@ -79,13 +79,13 @@ def pca(features: np.ndarray, _neighbours: int, seed: int) -> dict[str, Any]:
 
 def umap_of(features: np.ndarray, neighbours: int, seed: int) -> dict[str, Any]:
     """UMAP in two dimensions, float64[n, 2]; one thread, so that the same seed gives the same map."""
-    import umap
-
     count = min(neighbours, len(features) - 1)
     if count < 2:
         raise ValueError(f"UMAP wants at least 3 images, got {len(features)}")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns of its own seed and of small sets
+        warnings.simplefilter("ignore")  # it warns of a part that is not installed, its own seed, and small sets
+        import umap
+
         found = umap.UMAP(n_neighbors=count, random_state=seed, n_jobs=1, init="pca").fit_transform(features)
     return {"points": np.float64(found), "neighbours": count}
 

@@ -110,8 +110,6 @@ def cell(data: str, model: str, runs: Sequence[Trained], draws: int, seed: int) 
     drawn = resampled(runs, draws, seed)
     remarks = [] if drawn else ["no predictions of test images: no intervals (train again, or run.py --test)"]
     median = of_starts(scores[None], starts)
-    if median[2, 0] <= 0:
-        remarks.append(f"RI scores {number(float(median[2, 0]))}: WT / RI says nothing")
     values: dict[str, Any] = {
         "set": data,
         "model": model,
@@ -124,6 +122,9 @@ def cell(data: str, model: str, runs: Sequence[Trained], draws: int, seed: int) 
     }
     resampled_medians = of_starts(drawn.scores, starts) if drawn else np.full((3, 1), np.nan)
     size, features = gains(*median)
+    low, high = bounds(resampled_medians[2]) if drawn else (float(median[2, 0]),) * 2
+    if low <= 0:
+        remarks.append(f"RI is not apart from 0 ({_short(low)} to {_short(high)}): WT / RI says nothing")
     for name, value, spread in zip(("size", "features"), (size, features), gains(*resampled_medians), strict=True):
         values |= {name: float(value[0]), f"{name}_interval": bounds(spread)}
     values["differences"] = {

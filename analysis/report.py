@@ -3,9 +3,9 @@
     python analysis/report.py RUN [RUN2 …] | STUDY.toml  [--out report.html]
 
 Reads each run's record and predictions and the results under its analysis/ folder, which the other scripts write; of a
-study, the run of each start that is nearest its median score is shown, and all are compared. Writes one HTML file without script
-or network (default report.html in the run's or the study's folder), beside it the same numbers as csv and JSON, and
-curves by layer for TensorBoard (RUN/tensorboard/analysis).
+study, the run of each start that is nearest its median score is shown, and all are compared. Writes one HTML file
+without script or network (default report.html in the run's or the study's folder), beside it the same numbers as csv
+and JSON, and curves by layer for TensorBoard (RUN/tensorboard/analysis).
 """
 
 import argparse

@@ -11,7 +11,7 @@ from analysis.report_words import named
 from analysis.saliency import jpeg
 from train.predictions import Told
 
-MOST = 5  # a run
+MOST = 10  # a run
 RUNS = 6
 
 

@@ -22,11 +22,12 @@ def scores(entries: Sequence[Entry]) -> str:
         "95 %, whole groups (patients) of test images drawn again; the luck of a seed is not in them."
     )
     tested = [entry for entry in entries if entry.results.get("test")]
-    cards = card(f"<h3>Test metrics</h3>{metrics_table(tested)}") if tested else ""
+    body = card(f"<h3>Test metrics</h3>{metrics_table(tested)}" if tested else "<p>No results yet.</p>")
+    known = [entry for entry in tested if entry.said is not None]
     curves = learning_curves(entries)
-    cards += card(f"<h3>Learning curves</h3>{curves}") if curves else ""
-    body = grid(cards) if cards else card("<p>No results yet.</p>")
-    return heading("scores", "How well?", about) + body + mistakes(tested)
+    cards = card(f"<h3>Learning curves</h3>{curves}") if curves else ""
+    cards += card(reliability(known)) if known else ""
+    return heading("scores", "How well?", about) + body + (grid(cards) if cards else "") + mistakes(known)
 
 
 def metrics_table(tested: Sequence[Entry]) -> str:
@@ -70,9 +71,8 @@ def learning_curves(entries: Sequence[Entry]) -> str:
     return key + chart(lines(panels, x_title="epoch", width=520))
 
 
-def mistakes(tested: Sequence[Entry]) -> str:
-    """Confusion, calibration and the surest mistakes of the runs whose predictions were kept."""
-    known = [entry for entry in tested if entry.said is not None]
+def mistakes(known: Sequence[Entry]) -> str:
+    """Confusion and the surest mistakes of the runs whose predictions were kept."""
     if not known:
         return ""
     html = ""
@@ -84,7 +84,7 @@ def mistakes(tested: Sequence[Entry]) -> str:
         counts = details("The counts", "".join(confusion_table(entry) for entry in single))
         figure = f"<figure>{region}<figcaption>{about}</figcaption></figure>"
         html += card(f"<h3>Which classes are mistaken for which?</h3>{figure}{counts}")
-    return html + grid(card(reliability(known)) + card(worst_cases(known)))
+    return html + card(worst_cases(known))
 
 
 def confusion_map(entry: Entry) -> str:
