@@ -84,14 +84,18 @@ footer{padding-top:30px;padding-bottom:48px;color:var(--soft);font-size:13px}
 @media (max-width:640px){main,header .inner,nav .inner,footer{padding:0 14px}header{padding:26px 0 18px}
 .card{padding:14px}.facts{grid-template-columns:1fr}.facts dd{margin-bottom:6px}.samples{grid-template-columns:1fr}}
 @media print{nav{display:none}body{font-size:11pt;background:#fff}.card,.tile{break-inside:avoid;border-color:#ccc}
-section{padding-top:16px}}
+section{padding-top:16px}.scroll,.maps,details .scroll{overflow:visible;max-height:none}.maps{flex-wrap:wrap}
+table{font-size:8.5pt}.interval{font-size:8pt}th,td{padding:3px 8px 3px 0;white-space:normal}
+.scroll svg.chart{min-width:0}.samples img{max-width:100%}}
 """
 
 
 def page(title: str, head: str, sections: Sequence[tuple[str, str, str]], foot: str) -> str:
     """The whole document: `head` above, then (anchor, name for the navigation, HTML) a section."""
     dark = style("dark") + ":root{--page:#0f1115}"
-    css = f"{style('light')}:root{{--page:#f6f7f9}}@media (prefers-color-scheme:dark){{{dark}}}{CSS}{rules()}"
+    css = (
+        f"{style('light')}:root{{--page:#f6f7f9}}@media screen and (prefers-color-scheme:dark){{{dark}}}{CSS}{rules()}"
+    )
     links = "".join(f'<a href="#{anchor}">{escape(name)}</a>' for anchor, name, _ in sections)
     body = "".join(
         f'<section id="{anchor}" aria-labelledby="{anchor}-title">{html}</section>' for anchor, _, html in sections
