@@ -108,7 +108,8 @@ def panels(values: Mapping[str, Any], by: str) -> list[tuple[Panel, list[str]]]:
         if curve["by"] != by:
             continue
         series: list[Series] = []
-        for colour, (name, points) in enumerate(curve["series"].items()):
+        for name, points in curve["series"].items():
+            colour = colour_of(name)
             x = [point["x"] for point in points]
             low, high = ([_nan(point["interval"][side]) for point in points] for side in (0, 1))
             y = [_nan(point["mean"]) for point in points]
@@ -120,6 +121,11 @@ def panels(values: Mapping[str, Any], by: str) -> list[tuple[Panel, list[str]]]:
         title = f"{curve['model']} on {curve['set']}"
         made.append((Panel(title, series, curve["metric"].replace("_", " "), height=190), list(curve["series"])))
     return made
+
+
+def colour_of(name: str) -> int:
+    """WT, ST and RI have the colours that a report of the three gives them; a curve by depth has WT's."""
+    return STARTS.index(name.lower()) if name.lower() in STARTS else 0
 
 
 def figure(values: Mapping[str, Any], by: str | None = None, width: int = 760) -> str:

@@ -58,7 +58,7 @@ def _curve(values: dict[str, Any], by: str) -> str:
     rows = [row for row in curves.rows(values) if row[2] == by]
     cells = [[escape(cell) if isinstance(cell, str) else number(_nan(cell)) for cell in row] for row in rows]
     table = details("The values", html_table(list(curves.HEAD), cells, text_columns=4))
-    key = legend([(name, colour, 0) for colour, name in enumerate(names)])
+    key = legend([(name, curves.colour_of(name), 0) for name in names])
     return card(f"<h3>{titles[by]}</h3>{key}{chart(curves.figure(values, by, 760), CURVE_TOLD)}{table}")
 
 
