@@ -173,6 +173,19 @@ def test_batch_micro_batch_and_ranks() -> None:
         )
 
 
+def test_offload_needs_a_stage_that_has_something_to_move() -> None:
+    zero = ds_settings.parse(GOOD, zero_stage=3, offload="parameters").resolved(1)
+    assert {zero["zero_optimization"][key]["device"] for key in ("offload_optimizer", "offload_param")} == {"cpu"}
+    assert zero["zero_force_ds_cpu_optimizer"] is False
+    taken_back = ds_settings.parse({**GOOD, "zero_optimization": zero["zero_optimization"]}, offload="none")
+    assert taken_back.resolved(1)["zero_optimization"] == {"stage": 3}
+    for stage, what, words in ((0, "optimizer", "--zero-stage 1 or above"), (2, "parameters", "--zero-stage 3, or")):
+        with pytest.raises(ValueError, match=words):
+            ds_settings.parse(GOOD, zero_stage=stage, offload=what)
+    with pytest.raises(ValueError, match="got 'nvme'; allowed: none, optimizer, parameters"):
+        ds_settings.parse(GOOD, zero_stage=3, offload="nvme")
+
+
 def test_unknown_keys_inside_known_sections_and_passed_on_keys() -> None:
     assert ds_settings.parse({**GOOD, "steps_per_print": 5}).resolved(1)["steps_per_print"] == 5
     assert ds_settings.parse(GOOD).portable()["train_batch_size"] == 16

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as judge
 
+from train.evaluation import as_the_study
 from train.metrics import UndefinedMetric, check_metric, confusion_matrix, evaluate, metric_names
 
 
@@ -167,3 +168,18 @@ def test_names_are_checked_and_the_nearest_offered():
 def test_bad_input_is_answered(arguments, message):
     with pytest.raises(ValueError, match=message):
         evaluate(*arguments)
+
+
+def test_the_studys_scores_have_three_digits_and_a_made_up_auc():
+    labels, probabilities = single(40, 3, 2)
+    whole = evaluate("single-label", labels, probabilities, 3)
+    assert as_the_study(whole, labels, "single-label", 3) == {name: round(value, 3) for name, value in whole.items()}
+    keep = labels != 2
+    with pytest.warns(UndefinedMetric):
+        part = evaluate("single-label", labels[keep], probabilities[keep], 3)
+    with pytest.raises(ValueError, match="Number of classes"):
+        judge.roc_auc_score(labels[keep], probabilities[keep], multi_class="ovo", average="macro")
+    assert part["roc_auc"] != 0.5 == as_the_study(part, labels[keep], "single-label", 3)["roc_auc"]
+    several = np.array([[0, 0], [1, 0], [0, 0]], float)
+    assert as_the_study({"roc_auc": 0.9}, several, "multi-label", 2) == {"roc_auc": 0.5}
+    assert as_the_study({"roc_auc": 0.91239}, several[:, :1], "multi-label", 1) == {"roc_auc": 0.912}

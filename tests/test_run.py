@@ -533,3 +533,35 @@ def test_other_precisions_resume_bit_for_bit(tiny_set: Path, precision: str) -> 
     again = train(tiny_set, "again", *options, "--stop-after-steps", "3")
     assert main(["--resume", str(again)]) == 0
     assert losses(again) == losses(first)
+
+
+def test_grey_images_are_repeated_for_a_net_of_three_channels_on_request(
+    make_set: Callable[..., ShardSet], tmp_path: Path, tiny_set: Path
+) -> None:
+    donor = train(tiny_set, "donor", "--epochs", "1", "--no-tensorboard")
+    grey = make_set(tmp_path / "grey", channels=1, name="grey").path
+    flags = ["--start", "wt", "--weights", "runs/donor", "--first-conv", "repeat", "--epochs", "1", "--no-tensorboard"]
+    run = train(grey, "grey", *flags)
+    first = "patch_embed.proj.weight"
+    start = load_file(run / "weights" / "init.safetensors")
+    assert torch.equal(start[first], load_file(donor / "weights" / "best.safetensors")[first])
+    opened = open_run(run)
+    assert opened.info.in_chans == 3 and opened.shards.manifest.channels == 1
+    model, images = opened.build_model(), torch.rand(2, 1, 32, 32)
+    assert torch.equal(model(images), model(images.repeat(1, 3, 1, 1)))
+    assert main(["--test", str(run)]) == 0
+    with pytest.raises(ValueError, match="give a set that fits"):
+        main(["--test", str(donor), "--shards", str(grey)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "what"), [("2", "optimizer"), ("3", "parameters")])
+def test_offloaded_states_change_no_digit_and_resume(tiny_set: Path, stage: str, what: str) -> None:
+    flags = ["--zero-stage", stage, "--epochs", "2", "--no-tensorboard"]
+    plain = train(tiny_set, "plain", *flags)
+    moved = train(tiny_set, "moved", *flags, "--offload", what, "--stop-after-steps", "3")
+    assert main(["--resume", str(moved)]) == 0
+    for (_, a), (_, b) in zip(losses(plain), losses(moved), strict=True):
+        assert a == pytest.approx(b, abs=1e-5)
+    train(tiny_set, "whole", *flags, "--offload", what)
+    assert losses(Path("runs/whole")) == losses(moved)

@@ -15,7 +15,7 @@ from shards.host_executor import HostExecutor
 from shards.host_views import HostViews
 from shards.transforms import Views, transform_of
 from train import config as configs
-from train.config import Schedule
+from train.config import Finder, Schedule
 from train.ds_settings import read
 from train.optimisation import Rates, add_lars
 from train.run import main
@@ -69,7 +69,9 @@ PARAMS: dict[str, Any] = {
                         "save_dir": "/path_to_save_dir"},
     "system_params": {"use_all_GPUs": False, "which_GPUs": "0", "use_GPU": True},
     "log_params": {"project_name": "the_name_of_the_project", "run_name": "DEFINED_BY_MODEL_NAME"},
-    "lr_finder": {"type": "grid_search", "grid_search_params": {"min_pow": -5}},
+    "lr_finder": {"type": "grid_search", "grid_search_params": {
+        "min_pow": -5, "max_pow": -2, "resolution": 7, "n_epochs": 3, "random_lr": True, "keep_schedule": True,
+        "report_intermediate_steps": True}},
 }  # fmt: skip
 
 
@@ -99,8 +101,14 @@ def test_a_whole_file_becomes_a_config() -> None:
     assert (optimizer.lars, optimizer.lars_from_batch, optimizer.lars_trust) == (True, 128, 0.002)
     assert (schedule.schedule, schedule.plateau_factor, schedule.plateau_patience) == ("plateau", 0.2, 4)
     assert (schedule.warmup_steps, config.training.val_every, config.training.name) == (1000, 0.5, "mine")
-    assert len(told.notes) == 5 and any("knn_eval" in note for note in told.notes)
+    assert len(told.notes) == 4 and config.evaluation.knn_eval and not config.evaluation.log_embeddings
+    assert config.finder == Finder(
+        finder_min_pow=-5, finder_max_pow=-2, finder_resolution=7, finder_epochs=3, finder_random=True,
+        finder_keep_schedule=True, finder_intermediate=True,
+    )  # fmt: skip
+    assert not config.evaluation.study_metrics
     assert translate(PARAMS, exact=True).fields["st_variant"] == "study"
+    assert translate(PARAMS, exact=True).fields["study_metrics"] is True
 
 
 @pytest.mark.parametrize(
@@ -118,6 +126,8 @@ def test_a_whole_file_becomes_a_config() -> None:
         ("model_params.transformers_params.img_size", [384], "the transforms end in 224 pixels"),
         ("optimization_params.default.scheduler.type", ["CyclicLR"], "at most one of ReduceLROnPlateau"),
         ("optimization_params.default.scheduler.params.ReduceLROnPlateau.mode", "min", "give max"),
+        ("lr_finder.type", "range_test", "lr_finder.type is 'range_test': the study has grid_search alone"),
+        ("lr_finder.grid_search_params.n_epoch", 1, "grid_search_params.n_epoch: did you mean n_epochs"),
         ("optimization_params.default.momentum", 1, "unknown key optimization_params.default.momentum"),
     ],
 )  # fmt: skip
@@ -202,7 +212,9 @@ def test_the_page_names_every_key() -> None:
     for section, content in PARAMS.items():
         inner = content["default"] if section == "optimization_params" else content
         for key in inner:
-            assert key in page or section in ("lr_finder", "log_params"), f"{section}.{key}"
+            assert key in page or section == "log_params", f"{section}.{key}"
+    for key in PARAMS["lr_finder"]["grid_search_params"]:
+        assert key in page, key
 
 
 NAMES = [name for name in PARAMS["dataset_params"]["train_transforms"] if name != "Normalize"]

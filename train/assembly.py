@@ -122,10 +122,18 @@ def weights_info(config: Config, shards: ShardSet) -> WeightsInfo:
     """What the run's weights files say of themselves."""
     manifest = shards.manifest
     mean, std = config.data.norm(manifest)
+    channels = net_channels(config, manifest.channels)
     return WeightsInfo(
-        config.model.model, shards.num_classes, manifest.channels, config.data.image_size, tuple(shards.classes),
+        config.model.model, shards.num_classes, channels, config.data.image_size, tuple(shards.classes),
         tuple(mean), tuple(std), manifest.digest, config.model_dump(mode="json"),
     )  # fmt: skip
+
+
+def net_channels(config: Config, channels: int) -> int:
+    """Channels of the net for images of so many: the same, but three where grey images are to be repeated."""
+    if config.model.first_conv == "repeat" and channels not in (1, 3):
+        raise ValueError(f"--first-conv repeat is for grey images, these have {channels} channels: take sum")
+    return 3 if config.model.first_conv == "repeat" else channels
 
 
 def freeze_backbone(model: nn.Module) -> None:
@@ -185,7 +193,7 @@ def start_of(job: Job) -> tuple[nn.Module, list[str]]:
         pretrained=chosen.start != "ri" and weights is None,
         weights=weights,
         img_size=info.img_size,
-        first_conv=chosen.first_conv,
+        first_conv="red" if chosen.first_conv == "red" else "sum",
         seed=seed,
         drop_path=chosen.drop_path,
     )

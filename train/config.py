@@ -182,7 +182,7 @@ class Model(Section):
         default="wt", description="wt: pretrained weights; st: their mean and std alone, tensor by tensor; ri: random"
     )
     weights: str | None = Field(
-        default=None, description="local file of pretrained weights; none: timm's hub (wt and st)"
+        default=None, description="file of pretrained weights, or another run's directory (its best); none: timm's hub"
     )
     wt_until: str | None = Field(
         default=None, description="with st: the layer group (name, or how many) up to which weights stay pretrained"
@@ -190,8 +190,10 @@ class Model(Section):
     st_variant: Literal["full", "study"] = Field(
         default="full", description="full: all tensors are redrawn; study: convolutions and linear layers alone"
     )
-    first_conv: Literal["sum", "red"] = Field(
-        default="sum", description="first layer on one channel: sum of the colours, or the red one as the study"
+    first_conv: Literal["sum", "red", "repeat"] = Field(
+        default="sum",
+        description="grey images and a net of three channels: its first layer's colours summed; the red one alone, as "
+        "the study; or the image repeated, the layer left as it is",
     )
     channels_last: bool = Field(
         default=True, description="memory format of the net at ZeRO stage 0: convolutions are faster"
@@ -329,6 +331,9 @@ class Evaluation(Section):
     )
     knn_eval: bool = Field(
         default=False, description="at each validation and the test: k-NN metrics at the embedding, too"
+    )
+    study_metrics: bool = Field(
+        default=False, description="scores as the published study's: 3 digits, ROC-AUC .5 where a class has no image"
     )
     log_embeddings: bool = Field(
         default=False, description="at each validation: a UMAP of the embeddings, as an image of TensorBoard"

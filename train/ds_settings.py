@@ -15,6 +15,9 @@ from train.config import nearest
 
 DEFAULT_FILE = Path(__file__).with_name("ds_config.json")  # a link to the root's, so that a wheel carries it
 DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
+OFFLOADS: dict[str, tuple[str, ...]] = {
+    "none": (), "optimizer": ("offload_optimizer",), "parameters": ("offload_optimizer", "offload_param"),
+}  # fmt: skip
 Precision = Literal["fp32", "bf16", "fp16"]
 
 # Handed to DeepSpeed as they are.
@@ -94,7 +97,10 @@ class DeepSpeedSettings(BaseModel):
     def resolved(self, world: int) -> dict[str, Any]:
         """The dict for deepspeed.initialize on `world` ranks."""
         micro = self.micro_batch(world)
+        # Our optimizer steps on the CPU where its state lies there; DeepSpeed's own would be compiled first.
+        moved = {"zero_force_ds_cpu_optimizer": False} if "offload_optimizer" in self.zero_optimization else {}
         return {
+            **moved,
             **self.passed_on,
             "train_batch_size": self.train_batch_size,
             "train_micro_batch_size_per_gpu": micro,
@@ -113,7 +119,7 @@ class DeepSpeedSettings(BaseModel):
 
 def read(path: str | Path | None = None, **overrides: Any) -> DeepSpeedSettings:
     """Read a ds_config.json (default: the project's own) with overrides (`global_batch`, `micro_batch`, `precision`,
-    `zero_stage`, `gradient_clipping`; None: as the file says).
+    `zero_stage`, `offload`, `gradient_clipping`; None: as the file says).
 
     Raises ValueError in one line for what DeepSpeed would ignore or the trainer decides.
     """  # fmt: skip
@@ -163,6 +169,8 @@ def _override(values: dict[str, Any], overrides: Mapping[str, Any]) -> None:
             values["gradient_clipping"] = value
         elif name == "zero_stage":
             values["zero_optimization"] = {**values.get("zero_optimization", {}), "stage": value}
+        elif name == "offload":
+            values["zero_optimization"] = _offloading(values.get("zero_optimization", {}), value)
         elif name == "precision":
             if value not in ("fp32", *DTYPES):
                 raise ValueError(f"--precision: got {value!r}; allowed: fp32, {', '.join(DTYPES)}")
@@ -171,9 +179,23 @@ def _override(values: dict[str, Any], overrides: Mapping[str, Any]) -> None:
             raise AssertionError(name)
 
 
+def _offloading(zero: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """ZeRO's section with its states in the machine's memory. Raises ValueError for an unknown choice."""
+    if what not in OFFLOADS:
+        raise ValueError(f"--offload: got {what!r}; allowed: {', '.join(OFFLOADS)}")
+    kept = {name: value for name, value in zero.items() if not name.startswith("offload_")}
+    return kept | {name: {"device": "cpu"} for name in OFFLOADS[what]}
+
+
 def _check_zero(zero: Any, where: str) -> None:
     if not isinstance(zero, Mapping) or zero.get("stage") not in (0, 1, 2, 3):
         got = zero.get("stage") if isinstance(zero, Mapping) else zero
         raise ValueError(
             f"zero_optimization.stage in {where}: got {got!r}; allowed: 0, 1, 2, 3 (0: plain data parallel)"
         )
+    for name, least in (("offload_optimizer", 1), ("offload_param", 3)):
+        if zero.get(name, {}).get("device", "none") != "none" and zero["stage"] < least:
+            raise ValueError(
+                f"zero_optimization.{name} in {where}: ZeRO stage {zero['stage']} has nothing to move there: take "
+                f"--zero-stage {least}{' or above' if least < 3 else ''}, or --offload none"
+            )

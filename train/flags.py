@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 from shards import command_line
 from train import config as configs
 
-DEEPSPEED_FLAGS = ("global_batch", "micro_batch", "precision", "zero_stage", "gradient_clipping")
+DEEPSPEED_FLAGS = ("global_batch", "micro_batch", "precision", "zero_stage", "offload", "gradient_clipping")
 ABOUT = """Train a timm model on a shard set.
 
     ./launch.sh train --shards data/shards/DDSM --model resnet50.tv_in1k --start wt --name ddsm
@@ -69,6 +69,11 @@ def parser() -> Parser:
     )
     speed.add_argument("--precision", metavar="fp32|bf16|fp16", help="of the forward pass (torch_autocast)")
     speed.add_argument("--zero-stage", type=int, metavar="0-3", help="zero_optimization.stage; 0: plain data parallel")
+    speed.add_argument(
+        "--offload",
+        metavar="none|optimizer|parameters",
+        help="keep the optimizer's state (ZeRO 1 to 3), or parameters, too (ZeRO 3), in the machine's memory",
+    )
     speed.add_argument("--gradient-clipping", type=float, metavar="NORM", help="largest gradient norm; 0: none")
     for section, kind in configs.sections():
         group = out.add_argument_group(section, (kind.__doc__ or "").splitlines()[0])

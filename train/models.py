@@ -83,7 +83,16 @@ def build(recipe: Recipe, seed: int) -> nn.Module:
     configured: Any = model.pretrained_cfg
     model.pretrained_cfg = {**configured, "input_size": (recipe.in_chans, *height_width)}  # type: ignore[assignment]
     model.recipe = recipe  # type: ignore[assignment]
+    if recipe.in_chans == 3:
+        model.register_forward_pre_hook(_repeat_grey)
     return model
+
+
+def _repeat_grey(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A grey image [b, 1, h, w] enters a net of three channels three times. Who may do so the config decides."""
+    del model
+    images, *more = inputs
+    return (images.expand(-1, 3, -1, -1) if images.ndim == 4 and images.shape[1] == 1 else images, *more)
 
 
 def _fresh_classifier(model: nn.Module) -> None:

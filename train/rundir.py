@@ -136,7 +136,9 @@ class Run:
         )
         if self.given_shards is None and self.info.manifest_digest not in ("", found.manifest.digest):
             raise ValueError(f"{where} is not the set that {self.path} was trained on: give --shards DIR")
-        if found.manifest.channels != self.info.in_chans or found.num_classes != self.info.num_classes:
+        repeated = config is not None and config.model.first_conv == "repeat" and found.manifest.channels == 1
+        channels = 3 if repeated else found.manifest.channels
+        if channels != self.info.in_chans or found.num_classes != self.info.num_classes:
             raise ValueError(
                 f"{where} has {found.manifest.channels} channels and {found.num_classes} classes, {self.path} takes "
                 f"{self.info.in_chans} and {self.info.num_classes}: give a set that fits with --shards DIR"

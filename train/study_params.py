@@ -21,6 +21,12 @@ CONSTANTS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "Camelyon": ((0.69991202, 0.53839318, 0.69108667), (0.2308955, 0.27435492, 0.20865005)),
 }
 PLACEHOLDERS = ("/path_to_data_dir", "/path_to_save_dir", "define_the_model_name", "DEFINED_BY_MODEL_NAME")
+# Keys of lr_finder.grid_search_params
+FINDER = {
+    "min_pow": "finder_min_pow", "max_pow": "finder_max_pow", "resolution": "finder_resolution",
+    "n_epochs": "finder_epochs", "random_lr": "finder_random", "keep_schedule": "finder_keep_schedule",
+    "report_intermediate_steps": "finder_intermediate",
+}  # fmt: skip
 FIRST_DIV = 1e-8  # OneCycleLR without a warm-up begins at this rate
 
 
@@ -81,8 +87,10 @@ def translate(content: Mapping[str, Any], *, exact: bool = False, world: int | N
     chosen.done()
     _training(keys.table("training_params"), fields, deepspeed, notes)
     _system(keys, notes)
-    keys.table("lr_finder")
+    _finder(keys.table("lr_finder"), fields)
     keys.done()
+    if exact:
+        fields["study_metrics"] = True
     return Translated(fields, deepspeed, notes)
 
 
@@ -324,10 +332,21 @@ def _training(keys: Keys, fields: dict[str, Any], deepspeed: dict[str, Any], not
     if not keys.get("save_best_model", True):
         notes.append("training_params.save_best_model false: the best weights are kept all the same")
     for key in ("knn_eval", "log_embeddings"):
-        if keys.get(key, False):
-            notes.append(
-                f"training_params.{key}: not during training; ask the run afterwards, python analysis/knn.py RUN"
-            )
+        fields[key] = bool(keys.get(key, False))
+    if fields["log_embeddings"] and not fields["tensorboard"]:
+        notes.append("training_params.log_embeddings: maps lie in TensorBoard, which use_tensorboard false leaves out")
+    keys.done()
+
+
+def _finder(keys: Keys, fields: dict[str, Any]) -> None:
+    kind = keys.get("type", "grid_search")
+    if kind != "grid_search":
+        raise keys.fail("type", kind, "the study has grid_search alone; --lr-finder range is ours")
+    grid = keys.table("grid_search_params")
+    for theirs, mine in FINDER.items():
+        if (value := grid.get(theirs)) is not None:
+            fields[mine] = value
+    grid.done()
     keys.done()
 
 

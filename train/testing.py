@@ -10,6 +10,7 @@ from train import engine as engines
 from train.assembly import settled
 from train.assessment import assess, check_units
 from train.evaluation import evaluate_split
+from train.flags import DEEPSPEED_FLAGS
 from train.job import Job
 from train.predictions import write_predictions
 from train.reporting import dumps
@@ -31,8 +32,7 @@ def test_run(args: argparse.Namespace, flags: dict[str, Any]) -> int:
     kept["data"].pop("shards", None)
     config = configs.load(kept, {name: value for name, value in flags.items() if name != "model"})
     shards = run.shards
-    names = ("global_batch", "micro_batch", "precision", "zero_stage", "gradient_clipping")
-    settings = ds_settings.read(args.ds_config, **{name: getattr(args, name) for name in names})
+    settings = ds_settings.read(args.ds_config, **{name: getattr(args, name) for name in DEEPSPEED_FLAGS})
     ranks = engines.ranks_from_environment()
     device = engines.device_of(ranks)
     if args.split not in shards.split_names:

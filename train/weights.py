@@ -51,6 +51,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
     Raises ValueError where the file is missing, of another kind, or would have to run code to be read.
     """
+    if (best := path / "weights" / "best.safetensors").is_file():
+        path = best  # of a run directory
     if not path.is_file():
         raise ValueError(f"weights file {path} does not exist")
     try:
