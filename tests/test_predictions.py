@@ -77,4 +77,8 @@ def test_points_are_chosen_on_one_split_and_judged_on_the_other(make_set: MakeSe
         assert rates(truth, scores, point["threshold"])["sensitivity"] == point["sensitivity"]
     three = make_set(tmp_path / "three", classes=3)
     both = (predictions(three, "val", rng), predictions(three, "test", rng))
-    assert operating_points(*both, three.split("test")) == {}
+    points = operating_points(*both, three.split("test"))
+    assert list(points) == ["kind0", "kind1", "kind2"]  # each against the rest
+    truth, scores = both[1].labels == 2, both[1].probabilities("single-label")[:, 2]
+    for point in points["kind2"]:
+        assert rates(truth, scores, point["threshold"])["specificity"] == point["specificity"]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,21 @@ def test_foreign_weights_want_a_model(tmp_path: Path, tiny_set: Path) -> None:
     run.build_model().load_state_dict(run.end_state(), strict=True)
     with pytest.raises(ValueError, match="is it of"):
         open_run(path, tiny_set, "test_vit")
+
+
+def test_torch_files_of_others_open_under_their_own_names(tmp_path: Path, tiny_set: Path) -> None:
+    model = create(MODEL, 3)
+    torch.save(
+        {"state_dict": {f"module.{name}": value for name, value in model.state_dict().items()}}, tmp_path / "a.pth"
+    )
+    run = open_run(tmp_path / "a.pth", tiny_set, MODEL)
+    assert (run.info.num_classes, run.info.in_chans, run.name) == (3, 3, "a")
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in run.end_state().items())
+    state = model.state_dict()
+    lost = next(name for name in state if name.startswith("layer1") and name.endswith("bn1.weight"))
+    torch.save({name: value for name, value in state.items() if name != lost}, tmp_path / "b.pth")
+    with pytest.raises(ValueError, match=rf"b\.pth does not hold all of test_resnet: it lacks {re.escape(lost)}"):
+        open_run(tmp_path / "b.pth", tiny_set, MODEL).end_state()
 
 
 def test_a_deepspeed_checkpoint_folder(run_folder: Path, tmp_path: Path, tiny_set: Path) -> None:

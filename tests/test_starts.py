@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 from train.layers import classifier_keys, layer_groups
@@ -17,10 +18,32 @@ SMALL = [
     pytest.param("inception_v3", marks=pytest.mark.slow),
 ]
 
+# A small model of every module of timm; DeepSeek's smallest has 412 million numbers, and is left out.
+FAMILIES = [
+    "beit_base_patch16_224", "halonet_h1", "mobileone_s0", "cait_xxs24_224", "coat_tiny", "convit_tiny",
+    "convmixer_768_32", "convnext_atto", "cpubone_nano", "crossvit_tiny_240", "csatv2", "cs3darknet_focus_s",
+    "cspnext_tiny", "davit_tiny", "deit_tiny_patch16_224", "densenet121", "dla34", "dpn68", "edgenext_x_small",
+    "efficientformer_l1", "efficientformerv2_s0", "mobilenet_edgetpu_v2_xs", "efficientvim_m1",
+    "efficientvit_b0", "efficientvit_m0", "eva02_tiny_patch14_224", "fasternet_t0", "fastvit_s12",
+    "focalnet_tiny_srf", "gcvit_xtiny", "gemma4_vit_167m", "ghostnet_050", "hardcorenas_b", "hgnetv2_b0",
+    "hiera_tiny_224", "sam2_hiera_tiny", "hrnet_w18_small", "iformer_s", "inception_next_atto",
+    "inception_resnet_v2", "inception_v3", "inception_v4", "lcnetv2_small", "levit_384_s8", "lowformer_b0",
+    "mambaout_femto", "maxvit_pico_rw_256", "caformer_s18", "gmlp_ti16_224", "lcnet_035", "mobilenetv5_base",
+    "mobilevit_xxs", "mvitv2_tiny", "naflexvit_base_patch16_siglip", "nasnetalarge", "nest_tiny",
+    "nextvit_small", "nf_regnet_b0", "pit_xs_224", "pnasnet5large", "pvt_v2_b0", "qwen3_vit_88m", "rdnet_tiny",
+    "regnetv_040", "repghostnet_050", "repvit_m1", "res2net50_14w_8s", "resnest14d", "resnet18", "resnetv2_18",
+    "rexnet_100", "selecsls42", "legacy_seresnet18", "sequencer2d_s", "shvit_s1", "skresnet18", "starnet_s050",
+    "swiftformer_xs", "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256", "swinv2_cr_tiny_224",
+    "tiny_vit_5m_224", "tnt_s_legacy_patch16_224", "tresnet_m", "twins_svt_small", "vgg11", "visformer_tiny",
+    "vit_tiny_patch16_224", "vit_tiny_r_s16_p8_224", "vit_srelpos_small_patch16_224", "samvit_base_patch16",
+    "vitamin_small_224", "volo_d1_224", "ese_vovnet19b_slim_dw", "legacy_xception", "xception41",
+    "xcit_nano_12_p8_224",
+]  # fmt: skip
 
-def pretrained(name="test_vit", seed=7, in_chans=3, num_classes=5, **options):
+
+def pretrained(name="test_vit", seed=7, in_chans=3, num_classes=5, img_size=32, **options):
     """A model whose every learned tensor holds values of its own, as if trained; norms too."""
-    model = create(name, num_classes, in_chans, img_size=32, **options)
+    model = create(name, num_classes, in_chans, img_size=img_size, **options)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for i, parameter in enumerate(model.parameters()):
@@ -32,8 +55,8 @@ def pretrained(name="test_vit", seed=7, in_chans=3, num_classes=5, **options):
     return model
 
 
-def started(start, name="test_vit", seed=0, **options):
-    model = pretrained(name)
+def started(start, name="test_vit", seed=0, img_size=32, **options):
+    model = pretrained(name, img_size=img_size)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     report = make_start(model, start, seed=seed, loaded=True, **options)
     return before, model.state_dict(), report, model
@@ -45,7 +68,23 @@ def same(a, b):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_st_keeps_mean_and_std_of_every_tensor_and_none_of_its_values(name):
-    before, after, report, model = started("st", name)
+    check_st(name, 32)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_of_timm_has_its_starts(name):
+    check_st(name, None)
+
+
+def test_the_sweep_knows_every_module_of_timm():
+    swept = {timm.models.model_entrypoint(name).__module__.rpartition(".")[2] for name in FAMILIES}
+    assert set(timm.list_modules()) - swept == {"deepseek_vit"}
+
+
+def check_st(name, img_size):
+    before, after, report, model = started("st", name, img_size=img_size)
     norms, head = set(norm_values(model, after)), set(classifier_keys(model))
     learned = {key for key, _ in model.named_parameters()}
     assert set(report.redrawn) == {key for key in learned - norms - head if before[key].numel() > 1}

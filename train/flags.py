@@ -20,7 +20,7 @@ ABOUT = """Train a timm model on a shard set.
 MORE = """--help-all shows every flag. --config FILE (JSON or TOML, or the config.json of a run) lies under them. Exit
 codes: 0 done, 2 a mistake that one line names, 75 stopped by a signal with a checkpoint (--resume goes on)."""
 # What --help shows; --help-all shows the rest, too.
-RARE = {"study_exact", "stop_after_steps", "ds_config", "micro_batch", "gradient_clipping"}
+RARE = {"study_exact", "stop_after_steps", "ds_config", "micro_batch", "offload", "gradient_clipping"}
 COMMON = {
     "shards", "view", "image_size", "preset", "fraction", "threads", "model", "start", "weights", "optimizer", "lr",
     "schedule", "epochs", "seed", "name", "out",
@@ -72,7 +72,7 @@ def parser() -> Parser:
     speed.add_argument(
         "--offload",
         metavar="none|optimizer|parameters",
-        help="keep the optimizer's state (ZeRO 1 to 3), or parameters, too (ZeRO 3), in the machine's memory",
+        help="what lies in the machine's memory: optimizer states (ZeRO 1 to 3), parameters, too (ZeRO 3)",
     )
     speed.add_argument("--gradient-clipping", type=float, metavar="NORM", help="largest gradient norm; 0: none")
     for section, kind in configs.sections():

@@ -67,14 +67,12 @@ def read_predictions(path: Path, task: Task, classes: Sequence[str]) -> Told:
 def operating_points(chosen: Predictions, judged: Predictions, split: Split) -> dict[str, list[dict[str, Any]]]:
     """Class -> sensitivity and specificity on `judged` at thresholds chosen on `chosen` for LEVELS of either.
 
-    Of class 1 for two classes, of every label for several; empty for more classes than two, and where one of the splits
-    has no sample of either kind.
+    Of class 1 for two classes, of each class against the rest for more, of every label for several; none for one of
+    which a split has no sample of either kind.
     """
     task, classes = split.manifest.task, split.view.classes
-    if task == "single-label" and len(classes) != 2:
-        return {}
     told: dict[str, list[dict[str, Any]]] = {}
-    for number in [1] if task == "single-label" else range(len(classes)):
+    for number in [1] if task == "single-label" and len(classes) == 2 else range(len(classes)):
         pairs = [_binary(found, task, number) for found in (chosen, judged)]
         if all(0 < truth.sum() < len(truth) for truth, _ in pairs):
             told[classes[number]] = [

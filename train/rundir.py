@@ -29,6 +29,7 @@ CONFIG_FILE = "config.json"
 RESULTS_FILE = "results.json"
 METRICS_FILE = "metrics.jsonl"
 MODEL_STATES = "mp_rank_00_model_states.pt"
+FOREIGN_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 Which = Literal["init", "best", "last"]
 
 
@@ -160,11 +161,23 @@ class Run:
 
     def end_state(self, which: Which = "best") -> dict[str, Tensor]:
         """The weights that were opened; of a run directory the best, the last or the first."""
-        if self.path.suffix == ".safetensors":
+        if self.path.suffix == ".safetensors" and self.info.config:
             return read_weights(self.path)[0]
+        if self.path.is_file():
+            return self._foreign_state()
         if self.folder is not None and self.path == self.folder:
             return read_weights(self.folder / "weights" / f"{which}.safetensors")[0]
         return read_deepspeed(self.path)
+
+    def _foreign_state(self) -> dict[str, Tensor]:
+        """A file that others wrote, under timm's names. Raises ValueError where a tensor of the model is missing."""
+        from train.weights import load_weights, read_state
+
+        model = self.build_model()
+        report = load_weights(model, read_state(self.path), self.path.name)
+        if lacking := [*report.missing, *(["its classifier"] if report.fresh_head else [])]:
+            raise ValueError(f"{self.path} does not hold all of {self.info.model}: it lacks {', '.join(lacking[:3])}")
+        return model.state_dict()
 
     def results(self) -> dict[str, Any]:
         """results.json, with undefined metrics as NaN, and None for a split that the set lacks.
@@ -183,13 +196,18 @@ class Run:
 
 
 def open_run(path: str | Path, shards: str | Path | None = None, model: str | None = None) -> Run:
-    """Open a run directory, a .safetensors file or a DeepSpeed checkpoint folder.
+    """Open a run directory, a weights file (.safetensors, or torch's) or a DeepSpeed checkpoint folder.
 
     `shards` takes the place of the set of the training; `model` names the architecture of foreign weights. Raises
     ValueError in one line where the path is none of the three or does not say what it holds.
     """
     path = Path(path)
     given = str(shards) if shards is not None else None
+    if path.is_file() and path.suffix in FOREIGN_SUFFIXES:
+        from train.weights import read_state
+
+        info = _info((read_state(path), {}), path, given, model)
+        return Run(path, info, path.parent / f"{path.stem}-analysis", None, given)
     if path.is_file() and path.suffix == ".safetensors":
         folder = _run_folder(path.parent.parent) if path.parent.name == "weights" else None
         # A run's own results are those of its best weights; others lie beside them under their name.
@@ -209,7 +227,7 @@ def open_run(path: str | Path, shards: str | Path | None = None, model: str | No
             info = _info(read_weights(folder / "weights" / "init.safetensors"), found, given, model)
             return Run(found, info, folder / "analysis" / found.name, folder, given)
         return Run(found, _info((read_deepspeed(found), {}), found, given, model), found / "analysis", None, given)
-    raise ValueError(f"{path} is no run directory, no .safetensors file and no DeepSpeed checkpoint folder")
+    raise ValueError(f"{path} is no run directory, no weights file and no DeepSpeed checkpoint folder")
 
 
 def read_deepspeed(folder: Path) -> dict[str, Tensor]:
@@ -273,8 +291,10 @@ def _info(
 def _foreign_info(state: Mapping[str, Tensor], path: Path, shards: str | None, model: str) -> WeightsInfo:
     """Classes and channels from the shapes of the first and the last layer, as timm names them."""
     from train.models import create, input_size
+    from train.weights import fitting_names
 
     probe = create(model, 1)
+    state = fitting_names(dict(state), probe)
     head, first = (_names(probe, key) for key in ("classifier", "first_conv"))
     sizes = [
         next((int(state[f"{name}.weight"].shape[axis]) for name in names if f"{name}.weight" in state), None)

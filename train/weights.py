@@ -76,7 +76,7 @@ def load_weights(
     """
     own = model.state_dict()
     head = set(classifier_keys(model))
-    state = _fitting_names(state, model)
+    state = fitting_names(state, model)
     state, adapted = _adapt_first_conv(state, model, first_conv)
     matched = [key for key in own if key in state and state[key].shape == own[key].shape]
     if not head.issubset(matched):
@@ -110,7 +110,7 @@ def _tensors(loaded: object, path: Path) -> dict[str, Tensor]:
     raise ValueError(f"weights file {path} holds no state dict (looked for tensors and for {', '.join(_NESTS)})")
 
 
-def _fitting_names(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+def fitting_names(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """The state under the model's names: the best-fitting prefix dropped, then timm's filter of the family applied."""
     own = model.state_dict()
     prefixes = {""} | {
