@@ -12,7 +12,7 @@ from shards.mixture import Mixture
 from shards.permutation import make_key
 from shards.plan import Plan, PlanConfig
 from shards.shardset import Split
-from shards.subsets import Bools, Subset, cached, keep_but, keep_fraction
+from shards.subsets import Bools, Subset, cached, cached_codes, keep_but, keep_fraction
 
 
 @dataclass(frozen=True)
@@ -50,23 +50,35 @@ class Choice:
             )
         kept = self._kept(split)
         if self.balance == "classes":
-            classes = split.labels()
-            if kept is not None:
-                classes = np.where(kept, classes, -1)
+            classes = self._classes(split, kept)
             key = make_key(config.seed, "balance", split.digest)
             return Plan(split.shard_sizes, config, split.digest, order=BalancedOrder(classes, key))
         subset = None if kept is None else Subset(kept)
         return Plan(split.shard_sizes, config, split.digest, subset=subset)
+
+    def _classes(self, split: Split, kept: Bools | None) -> np.ndarray:
+        """The class of each stored sample, -1 where it is left out: one pass over the index, kept in the cache."""
+
+        def classes() -> np.ndarray:
+            return split.labels() if kept is None else np.where(kept, split.labels(), -1)
+
+        if self.cache is None:
+            return classes()
+        return cached_codes(self._cache_file(split, "classes"), classes, split.num_samples)
+
+    def _cache_file(self, split: Split, ending: str) -> Path:
+        """Named by the digest of all that decides what is kept."""
+        assert self.cache is not None
+        text = self.exclude.read_bytes() if self.exclude is not None else b""
+        what = f"{split.digest}/{split.name}/{self.fraction}/{self.fraction_seed}/{hashlib.sha256(text).hexdigest()}"
+        return self.cache / "subsets" / f"{hashlib.sha256(what.encode()).hexdigest()[:32]}.{ending}"
 
     def _kept(self, split: Split) -> Bools | None:
         if self.fraction == 1 and self.exclude is None:
             return None
         if self.cache is None:
             return self._select(split)
-        text = self.exclude.read_bytes() if self.exclude is not None else b""
-        what = f"{split.digest}/{split.name}/{self.fraction}/{self.fraction_seed}/{hashlib.sha256(text).hexdigest()}"
-        path = self.cache / "subsets" / f"{hashlib.sha256(what.encode()).hexdigest()[:32]}.bits"
-        return cached(path, lambda: self._select(split), split.num_samples)
+        return cached(self._cache_file(split, "bits"), lambda: self._select(split), split.num_samples)
 
     def _select(self, split: Split) -> Bools:
         kept = np.ones(split.num_samples, bool) if self.exclude is None else keep_but(self.exclude, split)

@@ -1,6 +1,6 @@
 """What a shard set says of itself.
 
-python -m shards info data/shards/DDSM [--json]
+python -m shards info data/shards/DDSM [--json]        or the URL of a set
 """
 
 import json
@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shards.command_line import Parser
-from shards.manifest import Manifest
+from shards.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest
+from shards.storage import is_url
 
 
 def describe(manifest: Manifest) -> str:
@@ -46,6 +47,16 @@ def _shorten(text: str, most: int = 90) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
+def manifest_at(place: str) -> Manifest:
+    """The manifest of a set in a folder or at a URL; no tar is fetched."""
+    if not is_url(place):
+        return Manifest.read(Path(place))
+    from shards.fetching import Patience, Place  # fsspec is needed only there
+
+    there = Place(place, Patience())
+    return Manifest.parse(there.read(MANIFEST_NAME, MAX_MANIFEST_BYTES), f"{there.shown}/{MANIFEST_NAME}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line of `python -m shards info`."""
     parser = Parser(
@@ -53,10 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Show what a shard set says of itself (its manifest; no tar is opened).",
         epilog="example: python -m shards info data/shards/DDSM",
     )
-    parser.add_argument("folder", type=Path, help="a shard set, or its manifest.json")
+    parser.add_argument("place", help="a shard set, its manifest.json, or the URL of a set")
     parser.add_argument("--json", action="store_true", help="print the whole manifest as JSON")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(argv)
-    manifest = Manifest.read(options.folder)
+    manifest = manifest_at(options.place)
     print(json.dumps(manifest.model_dump(), indent=1, ensure_ascii=False) if options.json else describe(manifest))
     return 0

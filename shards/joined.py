@@ -93,6 +93,12 @@ class JoinedSplit:
         split, own = self._one(position)
         return split.read(own, verify)
 
+    def will_read(self, positions: np.ndarray) -> None:
+        """A hint to the kernel, as `Split.will_read`."""
+        source = np.searchsorted(self._starts, positions, side="right") - 1
+        for n in np.unique(source):
+            self.splits[n].will_read(positions[source == n] - self._starts[n])
+
     def fetch_ahead(
         self,
         plan: Plan,

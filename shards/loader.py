@@ -182,6 +182,13 @@ class Loader:
             self._worker.close()
             self._worker = None
 
+    def hint(self, consumed: int) -> None:
+        """Let the kernel bring the global batch after `consumed` samples while the one before is decoded."""
+        end = self.plan.samples_per_epoch if self.plan.config.tail == "partial" else None
+        if end is None or consumed < end:
+            part = self.plan.slice(consumed, self.world, self.rank, global_batch=self.global_batch)
+            self.split.will_read(part.positions)
+
     def start(self, executor: Any, consumed: int) -> list[Callable[[], Batch]]:
         """Begin the rank's part of the global batch after `consumed` samples; each call waits for `micro_batch` of it.
 
@@ -312,6 +319,7 @@ class _Worker:
         try:
             while end is None or consumed < end:
                 ahead.advance(consumed)
+                loader.hint(consumed + batch)
                 started = loader.start(executor, consumed)
                 if begun is not None:
                     yield _Prepared([finish() for finish in begun], consumed)

@@ -14,6 +14,7 @@ from shards.command_line import Parser
 from shards.plan import ORDERS, TAILS, Plan, PlanConfig, Slice, check_world, rank_places
 from shards.shardset import ShardSet
 
+PROVED_UNASKED = 1_000_000  # samples
 STREAM_CHUNK = 1 << 20  # samples drawn at a time by the proof
 
 
@@ -41,7 +42,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--balance", choices=("none", "classes"), default="none", help="classes: each equally often")
     parser.add_argument("--cache", type=Path, help="folder for what is fetched from a URL")
     parser.add_argument(
-        "--prove", action="store_true", help="draw the whole epoch for every rank and count each sample"
+        "--prove",
+        action=argparse.BooleanOptionalAction,
+        help="draw the whole epoch for every rank and count each sample (default: up to a million samples)",
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser.parse_args(argv)
@@ -55,11 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.epoch < 0 or args.step < 0:
         raise ValueError(f"epoch {args.epoch}, step {args.step}: give 0 or more")
     check_world(args.global_batch, args.world)
-    if args.prove and args.balance != "none":
+    if args.prove is True and args.balance != "none":
         raise ValueError("--prove counts each sample once, --balance repeats the rare: drop one of the two")
     plan = Choice(args.fraction, args.fraction_seed, args.exclude, args.balance).plan(split, config)
     print("\n".join(describe(plan, args.world, args.epoch, args.step)))
-    return prove(plan, args.world, args.epoch) if args.prove else 0
+    small = plan.num_samples <= PROVED_UNASKED and args.balance == "none"
+    return prove(plan, args.world, args.epoch) if args.prove or (args.prove is None and small) else 0
 
 
 def describe(plan: Plan, world: int, epoch: int, step: int) -> list[str]:
@@ -68,7 +72,10 @@ def describe(plan: Plan, world: int, epoch: int, step: int) -> list[str]:
     consumed = (-(-epoch * plan.samples_per_epoch // batch) + step) * batch
     order: str = config.order
     if order == "windowed":
-        order += f" (windows of {config.window} shards, {plan.partitions} partitions)"
+        lowered = (
+            "" if plan.partitions == config.partitions else f", lowered from {config.partitions} to divide {batch}"
+        )
+        order += f" (windows of {config.window} shards, {plan.partitions} partitions{lowered})"
     shown = range(min(world, 16))
     head = f"{plan.num_samples} samples in {plan.shard_starts.size - 1} shards, {plan.samples_per_epoch} an epoch"
     return [

@@ -1,5 +1,6 @@
 """A set at a URL: indices when they are asked for, tars through the cache, and threads that fetch ahead of a loader."""
 
+import logging
 import mmap
 import threading
 import time
@@ -18,6 +19,7 @@ from shards.storage import MAX_MAPPED, SPLITS_FOLDER, Ahead, Stream, check_colum
 
 POLL_SECONDS = 0.02
 IDLE_SECONDS = 1.0
+log = logging.getLogger(__name__)
 CLOSE_SECONDS = 5.0
 INDEX_THREADS = 16
 MOST_ANNOUNCED = 16_384  # shards; what lies beyond is minutes away
@@ -55,6 +57,7 @@ class RemoteFolder:
             write_aside(self.path / MANIFEST_NAME, data, shared=True)  # ranks of a node begin together
         self._held: OrderedDict[str, memoryview] = OrderedDict()
         self._failed: dict[str, FetchError] = {}
+        self._renewed: set[str] = set()
         self._lock = threading.Lock()
 
     def open_place(self) -> Place:
@@ -133,6 +136,18 @@ class RemoteFolder:
                 self._held.popitem(last=False)
         self.let_go()
         return mapped
+
+    def renew(self, info: ShardInfo) -> bool:
+        """Throw a cached tar away and fetch it again, once a run: a disk that rots twice is to be told."""
+        with self._lock:
+            if info.name in self._renewed:
+                return False
+            self._renewed.add(info.name)
+            self._held.pop(info.name, None)
+            (self.path / info.name).unlink(missing_ok=True)
+        log.warning("%s in the cache %s has changed since it was fetched: it is fetched again", info.name, self.path)
+        self.tar(info)
+        return True
 
     def let_go(self) -> None:
         """Unmap what was evicted, here or by another process, so that its bytes come free."""

@@ -85,6 +85,9 @@ class Storage(Protocol):
     def split_file(self, name: str) -> Path | None:
         """The set's own split file of that name, on this machine; None where it has none."""
 
+    def renew(self, info: ShardInfo) -> bool:
+        """Bring a tar again whose bytes here have changed; False where that was tried, or there is no other copy."""
+
     def fetch_ahead(self, infos: Sequence[ShardInfo], stream: Stream) -> Ahead:
         """Bring the shards of a split before a loader reads them."""
 
@@ -160,6 +163,17 @@ class LocalFolder:
         """The csv of that name in the set's folder of splits."""
         path = self.path / SPLITS_FOLDER / f"{name}.csv"
         return path if path.is_file() else None
+
+    def renew(self, info: ShardInfo) -> bool:
+        """There is no other copy."""
+        return False
+
+    def will_read(self, info: ShardInfo, offset: int, size: int) -> None:
+        """A hint: these bytes of a tar are read soon. Costs a system call where they are in memory already."""
+        mapped = self.tar(info).obj
+        begin = offset // mmap.PAGESIZE * mmap.PAGESIZE
+        if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_WILLNEED"):
+            mapped.madvise(mmap.MADV_WILLNEED, begin, min(offset + size, len(mapped)) - begin)
 
     def fetch_ahead(self, infos: Sequence[ShardInfo], stream: Stream) -> Ahead:
         """Nothing to bring."""

@@ -1,5 +1,6 @@
 """Parts of a split, fractions and exclusions: a map from a plan's positions to stored ones, a bit a sample."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -81,11 +82,21 @@ def keep_but(path: Path, split: Split) -> Bools:
     """
     lines = [line.strip() for line in path.read_text().splitlines()]
     keys = [line for line in lines if line and not line.startswith("#")]
-    ids = np.array([sample_id(split.manifest.set_id, key) for key in keys], np.uint64)
+    ids = np.array([sample_id(set_id, key) for set_id in split.manifest.set_ids for key in keys], np.uint64)
     kept = ~np.isin(split.sample_ids(), ids)
     if keys and kept.all():
         raise ValueError(f"{path} excludes nothing: none of its {len(keys)} keys is in split {split.name!r}")
     return kept
+
+
+def cached_codes(path: Path, make: Callable[[], Ints], count: int) -> Ints:
+    """Classes int16[count] (-1: left out) from a file, mapped; made on first use, as `cached`."""
+    if not (path.is_file() and path.stat().st_size == 2 * count):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        make().astype(np.int16).tofile(aside)
+        aside.replace(path)
+    return np.memmap(path, np.int16, mode="r", shape=(count,))
 
 
 def cached(path: Path, make: Callable[[], Bools], count: int) -> Bools:
@@ -94,7 +105,7 @@ def cached(path: Path, make: Callable[[], Bools], count: int) -> Bools:
         return np.unpackbits(np.fromfile(path, np.uint8), count=count).astype(bool)
     kept = make()
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial")
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")  # ranks may come together
     np.packbits(kept).tofile(aside)
     aside.replace(path)
     return kept

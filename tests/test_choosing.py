@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from shards.choosing import Choice, plan_of, strata
 from shards.joined import JoinedSplit
 from shards.loader import Loader
-from shards.plan import Plan, PlanConfig
+from shards.mixture import Mixture
+from shards.plan import Plan, PlanConfig, rank_places
 from shards.shardset import ShardSet, Split
 from shards.transforms import eval_transform
 
@@ -59,6 +62,72 @@ def test_balanced_batches_hold_every_class_alike_with_a_fraction_too(make_set: M
     positions = plan.draw(np.arange(plan.num_samples)).positions
     assert len(set(Counter(split.labels(positions).tolist()).values())) == 1
     assert set(positions.tolist()) < set(range(60))
+
+
+def test_balance_passes_over_the_index_once(make_set: MakeSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    split = make_set(tmp_path / "set", train=90, classes=3).split("train")
+    config, choice = PlanConfig(9, 0), Choice(0.5, balance="classes", cache=tmp_path)
+    stream = np.arange(200)
+    wanted = Choice(0.5, balance="classes").plan(split, config).at(stream)[0]
+    assert np.array_equal(choice.plan(split, config).at(stream)[0], wanted)
+    (kept,) = tmp_path.rglob("*.classes")
+    assert kept.stat().st_size == 2 * split.num_samples
+    monkeypatch.setattr(Split, "labels", lambda *_: pytest.fail("the index is read again"))
+    assert np.array_equal(choice.plan(split, config).at(stream)[0], wanted)
+    kept.write_bytes(b"half")
+    with pytest.raises(pytest.fail.Exception, match="read again"):  # a file of another size is made anew
+        choice.plan(split, config)
+
+
+class Stored:
+    """What a choice reads of a split, without files: the plan knows samples by position alone."""
+
+    def __init__(self, sizes: list[int], seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        self.shard_sizes, self.num_samples, self.digest, self.name = np.array(sizes), sum(sizes), f"d{seed}", "train"
+        self._labels = rng.integers(0, 3, self.num_samples)
+        self._groups = rng.integers(0, max(self.num_samples // 3, 1), self.num_samples).astype(np.uint64)
+        self.manifest = type("M", (), {"task": "single-label", "name": "stored"})
+
+    def labels(self) -> np.ndarray:
+        return self._labels
+
+    def groups(self) -> np.ndarray:
+        return self._groups
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> Plan:
+    """A plan of any order with any choice, or a mixture of two such."""
+    batch, seed = draw(st.integers(1, 1024)), draw(st.integers(0, 99))
+    config = PlanConfig(
+        batch, seed, draw(st.sampled_from(["global", "windowed", "sequential"])), "carry",
+        draw(st.integers(1, 5)), draw(st.integers(1, 80)),
+    )  # fmt: skip
+    parts = []
+    for number in range(draw(st.integers(1, 2))):
+        sizes = draw(st.lists(st.integers(3, 90), min_size=1, max_size=9))
+        choice = Choice(draw(st.sampled_from([0.3, 0.8, 1.0])), 0, None, draw(st.sampled_from(["none", "classes"])))
+        parts.append(choice.plan(Stored(sizes, seed + number), config))  # type: ignore[arg-type]
+    return parts[0] if len(parts) == 1 else Mixture(parts, [0.7, 0.3], "both")
+
+
+@settings(derandomize=True, max_examples=40, deadline=None)
+@given(plans(), st.integers(1, 1024), st.integers(1, 1024), st.integers(0, 5000), st.integers(1, 1024))
+def test_worlds_resumes_and_batches_change_and_the_stream_goes_on(
+    plan: Plan, world: int, later: int, consumed: int, batch: int
+) -> None:
+    """Fractions, balance, mixtures: a stretch by one world, then by another with another batch, is the stream."""
+    first = plan.config.global_batch
+    wanted = plan.draw(np.arange(consumed, consumed + first + batch))
+    for start, size, ranks in ((0, first, world), (first, batch, later)):
+        places = [rank_places(size, ranks, rank) for rank in range(ranks)]
+        assert np.array_equal(np.sort(np.concatenate(places)), np.arange(size))
+        for rank in {0, ranks // 2, ranks - 1}:
+            own = plan.slice(consumed + start, ranks, rank, global_batch=size)
+            assert np.array_equal(own.batch_positions, places[rank])
+            for name in ("positions", "epochs", "occurrences"):
+                assert np.array_equal(getattr(own, name), getattr(wanted, name)[start + own.batch_positions])
 
 
 def test_a_mixture_keeps_its_shares_on_any_ranks_and_batches(make_set: MakeSet, tmp_path: Path) -> None:

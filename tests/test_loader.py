@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from shards.loader import BadSamples, Batch, Loader
+from shards.manifest import ShardInfo
 from shards.plan import rank_places
 from shards.shardset import ShardSet
+from shards.storage import LocalFolder
 from shards.transforms import Transform, eval_transform, train_transform
 
 EXECUTORS = ("host", "dali")
@@ -44,6 +46,24 @@ def test_pixels_do_not_depend_on_ranks_threads_or_resume(tiny_set: Path, executo
                 assert torch.equal(mine.labels, all_of_it.labels[places])
     later = batches(shards, 3, executor=executor, samples_consumed=7 * 8, threads=3)
     assert all(torch.equal(a.images, b.images) for a, b in zip(later, whole[7:], strict=True))
+
+
+def test_the_kernel_is_told_of_the_next_batch(tiny_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every image but the first batch's is announced before it is read, to the byte, and nothing else is."""
+    told: set[tuple[str, int, int]] = set()
+    real = LocalFolder.will_read
+
+    def noted(self: LocalFolder, info: ShardInfo, offset: int, size: int) -> None:
+        told.add((info.name, offset, size))
+        real(self, info, offset, size)
+
+    monkeypatch.setattr(LocalFolder, "will_read", noted)
+    split = ShardSet(tiny_set).split("train")
+    loader = Loader(split, eval_transform(32, [0.5] * 3, [0.5] * 3), global_batch=12, tail="partial", threads=1)
+    assert len(list(loader)) == 5
+    rows = split.rows(loader.plan.at(np.arange(12, 60))[0])
+    names = [split.shards[shard].name for shard in rows.shards.tolist()]
+    assert told == set(zip(names, rows.offsets.tolist(), rows.sizes.tolist(), strict=True))
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)

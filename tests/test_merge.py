@@ -13,6 +13,7 @@ from shards.manifest import Grouping
 from shards.merge import merge
 from shards.sets import write_set
 from shards.shardset import ShardSet
+from shards.subsets import keep_but
 from shards.writer import Sample
 
 SALT = bytes(range(32))
@@ -111,3 +112,14 @@ def test_collisions_are_refused(tmp_path: Path) -> None:
         merge([a.path, other.path], tmp_path / "aa")
     with pytest.raises(ValueError, match="wants two sets or more"):
         merge([a.path], tmp_path / "aa")
+
+
+def test_excluded_keys_of_a_merged_set_never_come(tmp_path: Path) -> None:
+    """Its samples keep the ids of the sets they came from, so keys are looked for under each part's set id."""
+    part(tmp_path / "a", "a", list("abcdef"))
+    part(tmp_path / "b", "b", list("ghijkl"))
+    merge([tmp_path / "a", tmp_path / "b"], tmp_path / "ab")
+    split = ShardSet(tmp_path / "ab").split("train")
+    (tmp_path / "out.txt").write_text("a1\nb2\n")
+    kept = keep_but(tmp_path / "out.txt", split)
+    assert [split.key(int(i)) for i in np.flatnonzero(~kept)] == ["a1", "b2"]

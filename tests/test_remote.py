@@ -15,9 +15,10 @@ import pytest
 import zstandard
 from faulty_server import Fault, FaultyServer, serve
 
+from shards.__main__ import main
 from shards.fetching import FetchError, Patience
 from shards.plan import Plan, PlanConfig
-from shards.shardset import ShardSet, Split
+from shards.shardset import CorruptSample, ShardSet, Split
 from shards.storage import is_url
 
 pytest.importorskip("aiohttp", reason="fsspec's http back end needs aiohttp")
@@ -81,6 +82,32 @@ def test_limit_holds_while_reading(remote: Callable[..., ShardSet], tiny_set: Pa
         assert used(tmp_path) <= limit
 
 
+def test_a_cached_shard_that_rots_is_fetched_again_once(
+    remote: Callable[..., ShardSet], tiny_set: Path, tmp_path: Path, server: FaultyServer
+) -> None:
+    """A bit flips on this machine's disk; the second time it is told, and the loader masks the sample."""
+    there, expected = remote().split("train"), bytes_of(ShardSet(tiny_set).split("train"))
+    assert bytes_of(there) == expected
+    rows = there.rows(np.array([9]))
+    name = there.shards[int(rows.shards[0])].name
+
+    def rot() -> None:
+        (path,) = tmp_path.glob(f"cache/*/{name}")
+        with path.open("r+b") as file:
+            file.seek(int(rows.offsets[0]) + 5)
+            byte = file.read(1)
+            file.seek(-1, os.SEEK_CUR)
+            file.write(bytes([byte[0] ^ 4]))
+
+    rot()
+    assert bytes(there.read(9)) == expected[9] and len(server.asked(name)) == 2
+    rot()
+    with pytest.raises(CorruptSample, match="is damaged"):
+        there.read(9)
+    assert len(server.asked(name)) == 2
+    assert bytes(there.read(10)) == expected[10]
+
+
 def test_a_view_outlives_its_eviction(remote: Callable[..., ShardSet], tiny_set: Path) -> None:
     there = remote(largest(ShardSet(tiny_set)) + 10_000).split("train")
     views = [there.read(position) for position in range(60)]
@@ -91,6 +118,11 @@ def test_limit_below_the_largest_shard_is_refused(remote: Callable[..., ShardSet
     size = largest(ShardSet(tiny_set))
     with pytest.raises(ValueError, match=rf"the cache limit is {size - 1} bytes, but train-.*tar alone has {size}"):
         remote(size - 1)
+
+
+def test_info_of_a_url_needs_no_cache(server: FaultyServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", server.url]) == 0
+    assert "60" in capsys.readouterr().out and [request.name for request in server.requests] == ["manifest.json"]
 
 
 def test_a_url_needs_a_cache(server: FaultyServer) -> None:

@@ -102,6 +102,7 @@ class Data(Section):
     max_bad: Count = Field(
         default=100, description="unreadable images that are masked and named; at most a tenth of a split"
     )
+    strict: bool = Field(default=False, description="stop at the first unreadable image")
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -1,5 +1,6 @@
 """One training job: what stays the same from its first step to its last, and the loaders that follow from it."""
 
+import logging
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,8 @@ from train.ds_settings import DeepSpeedSettings
 from train.engine import Ranks
 from train.objective import balanced_weights
 from train.rundir import WeightsInfo
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,10 @@ class Job:
         cache = Path(data.cache) if data.cache is not None else None
         choice = Choice(data.fraction, data.fraction_seed, exclude, data.balance, cache)
         weights = list(shares(data.mix).values()) if data.mix is not None else None
-        return plan_of(self.training_split, config, choice, weights)
+        plan = plan_of(self.training_split, config, choice, weights)
+        if data.order == "windowed" and plan.partitions != data.partitions and self.ranks.rank == 0:
+            log.warning("%d partitions, not %d: they divide the global batch", plan.partitions, data.partitions)
+        return plan
 
     @property
     def class_weights(self) -> torch.Tensor | None:
@@ -111,5 +117,6 @@ class Job:
             prefetch=data.prefetch,
             verify=data.verify,
             max_bad=data.max_bad,
+            strict=data.strict,
             **more,
         )
