@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from analysis.charts import heat_map, standalone
-from analysis.opinions import cca_r2, ceiling, image_halves, null_level, procrustes
+from analysis.opinions import canonical_correlations, ceiling, image_halves, null_level, procrustes
 from analysis.results import write_result
 from analysis.session import Session, announce, launch, parser, table
 from analysis.similarity import batch_hsics, cka_of_hsic, hsic_of_layers, jackknife_error
@@ -153,12 +153,14 @@ def _minibatch(hsics: np.ndarray, sizes: Sequence[tuple[str, int]]) -> dict[str,
 
 def frame(first: np.ndarray, second: np.ndarray, seed: int) -> dict[str, Any]:
     """What a layer's CKA with itself is to be read against, and other measures of the same question."""
+    correlations = canonical_correlations(first, second)
     return {
         "null": null_level(first, second, seed=seed),
         "ceiling": ceiling(second, seed=seed),
         "image_halves": image_halves(first, second, seed=seed),
         "procrustes": procrustes(first, second),
-        "cca_r2": cca_r2(first, second),
+        "cca_mean": float(correlations.mean()) if len(correlations) else float("nan"),
+        "cca_r2": float(np.square(correlations).mean()) if len(correlations) else float("nan"),
     }
 
 

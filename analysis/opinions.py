@@ -1,4 +1,4 @@
-"""Second opinions beside CKA: mean squared CCA and Procrustes similarity; and what CKA's own values are worth.
+"""Second opinions beside CKA: CCA and Procrustes similarity; and what CKA's own values are worth.
 
 The null level is CKA with the images of one side shuffled (about zero when unbiased, and its spread is the noise), the
 ceiling is CKA between two halves of one layer's features: what the same representation reaches, seen through other
@@ -9,28 +9,37 @@ import numpy as np
 
 from analysis.similarity import Array, Float64, hsic_of_grams, hsic_of_layers, linear_gram, u_centre
 
-GRAM_IMAGES = 4096  # of which n x n matrices are kept
+GRAM_IMAGES = 2048  # of which n x n matrices are kept
 WHOLE_IMAGES = 8192  # above, features pass in parts and d x d products are kept
 ROUNDING = 1e-7  # of the largest singular value: what float32 features hold below is not theirs
 
 
-def cca_r2(first: Array, second: Array, *, centre: bool = True) -> float:
-    """Return the mean squared canonical correlation, 0..1, of features [n, d1] and [n, d2].
+def canonical_correlations(first: Array, second: Array, *, centre: bool = True) -> Float64:
+    """Return the canonical correlations of features [n, d1] and [n, d2], largest first; none where undefined.
 
-    Kornblith et al. (2019), table 1, R^2 of CCA: the mean over as many correlations as the narrower side has
-    directions (those of rounding alone are left out).
-
-    Undefined where a side has at least as many features as images, or does not vary: NaN.
+    As many as the narrower side has directions (those of rounding alone are left out). Undefined where a side has at
+    least as many features as images, or does not vary.
     """
     if max(first.shape[1], second.shape[1]) >= len(first):
-        return float("nan")
+        return np.empty(0)
     if len(first) > WHOLE_IMAGES:
         own_first, product, own_second = _products(first, second, centre=centre)
-        left, right = _whitening(own_first), _whitening(own_second)
-        overlap = left.T @ product @ right
+        overlap = _whitening(own_first).T @ product @ _whitening(own_second)
     else:
         overlap = _basis(first, centre).T @ _basis(second, centre)
-    return float(np.square(overlap).sum() / min(overlap.shape)) if min(overlap.shape) else float("nan")
+    return np.asarray(np.linalg.svd(overlap, compute_uv=False)) if min(overlap.shape) else np.empty(0)
+
+
+def cca_r2(first: Array, second: Array, *, centre: bool = True) -> float:
+    """Return the mean squared canonical correlation, 0..1, NaN where undefined (Kornblith et al., 2019, table 1)."""
+    found = canonical_correlations(first, second, centre=centre)
+    return float(np.square(found).mean()) if len(found) else float("nan")
+
+
+def cca_mean(first: Array, second: Array, *, centre: bool = True) -> float:
+    """Return the mean canonical correlation, 0..1, NaN where undefined (Raghu et al., 2017)."""
+    found = canonical_correlations(first, second, centre=centre)
+    return float(found.mean()) if len(found) else float("nan")
 
 
 def procrustes(first: Array, second: Array) -> float:

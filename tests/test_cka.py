@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from sklearn.cross_decomposition import CCA
 
-from analysis.opinions import cca_r2, ceiling, image_halves, null_level, procrustes
+from analysis.opinions import cca_mean, cca_r2, ceiling, image_halves, null_level, procrustes
 from analysis.similarity import (
     batch_hsics,
     batches_of,
@@ -79,6 +80,13 @@ def test_orthogonal_maps_scalings_and_shifts_leave_cka_at_one(layers):
     np.testing.assert_allclose(cka_of_hsic(hsic_in_features(moved)), 1, atol=1e-5)
     assert procrustes(layers[0], layers[0] @ rotation * 3) == pytest.approx(1, abs=1e-5)
     assert cca_r2(layers[0], layers[0] @ np.diag(np.arange(1, 13))) == pytest.approx(1, abs=1e-5)
+
+
+def test_mean_cca_is_that_of_scikit_learn(reference):
+    first, second = reference
+    scores = CCA(n_components=10, scale=False, max_iter=5000, tol=1e-12).fit_transform(first, second)
+    expected = np.mean([np.corrcoef(x, y)[0, 1] for x, y in zip(scores[0].T, scores[1].T, strict=True)])
+    assert cca_mean(first, second) == pytest.approx(expected, abs=1e-4)
 
 
 def test_unrelated_features_are_near_zero_only_without_the_bias():
