@@ -3,6 +3,7 @@
 python -m shards view data/shards/DDSM --preset study --executor both --out DDSM-study.png
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,8 +19,9 @@ from shards.index import ENCODING_NAMES
 from shards.loader import choose_executor, make_executor
 from shards.shardset import ShardSet, Split
 from shards.sheet import choose_examples
-from shards.transforms import PRESETS, Drawn, Transform, train_transform
+from shards.transforms import PRESETS, AnyDrawn, AnyTransform, Drawn, train_transform, transform_of
 from shards.view_page import Row, picture
+from shards.views import DrawnViews, Views
 
 EXECUTORS: dict[str, tuple[Literal["dali", "host"], ...]] = {
     "host": ("host",),
@@ -37,7 +39,9 @@ def choose(split: Split, count: int, seed: int) -> list[int]:
     return list(dict.fromkeys(turns + rest))[:count]
 
 
-def draw_versions(split: Split, transform: Transform, position: int, versions: int, seed: int) -> tuple[Drawn, int]:
+def draw_versions(
+    split: Split, transform: AnyTransform, position: int, versions: int, seed: int
+) -> tuple[AnyDrawn, int]:
     """What the loader draws for a sample in epochs 0..versions-1, and the code of its encoding."""
     rows = split.rows(np.full(versions, position))
     keys = DrawKeys(seed, np.arange(versions), rows.sample_ids, np.zeros(versions, np.int64))
@@ -47,7 +51,7 @@ def draw_versions(split: Split, transform: Transform, position: int, versions: i
 def make_rows(
     shard_set: ShardSet,
     split: Split,
-    transform: Transform,
+    transform: AnyTransform,
     positions: Sequence[int],
     versions: int,
     seed: int,
@@ -69,29 +73,38 @@ def make_rows(
 def make_row(
     shard_set: ShardSet,
     split: Split,
-    transform: Transform,
+    transform: AnyTransform,
     position: int,
     versions: int,
     seed: int,
     executors: Mapping[Literal["dali", "host"], Any],
 ) -> Row:
-    """One sample through each executor."""
+    """One sample through each executor: in several epochs, or, of several views, in each of them in epoch 0."""
+    versions = 1 if isinstance(transform, Views) else versions
     drawn, code = draw_versions(split, transform, position, versions, seed)
     rows, image, key = split.rows(np.array([position])), split.read(position), split.key(position)
     size, encoding = (int(rows.heights[0]), int(rows.widths[0])), ENCODING_NAMES[code]
-    made: dict[str, np.ndarray] = {}
+    made: dict[str, Sequence[np.ndarray]] = {}
     for name, executor in executors.items():
         pixels, failures = executor.run([image] * versions, [encoding] * versions, np.tile(size, (versions, 1)), drawn)
         if failures:
             raise ValueError(f"sample {key}: {failures[0][1]}; run python -m shards check {shard_set.path}")
-        made[name] = levels(pixels, transform)
+        views = pixels if isinstance(pixels, tuple) else (pixels,)
+        made[name] = [image for view in views for image in levels(view, transform)]
     stored = decode(image, encoding, transform.channels, *size, split.manifest.bits)
-    windows = [stored_window(drawn, row, size) for row in range(versions)]
     label = label_of(shard_set, split.labels(np.array([position]))[0])
-    return Row(key, label, stored, made, [drawn.describe(row) for row in range(versions)], windows)
+    if isinstance(drawn, DrawnViews):
+        each, rows_of = [Drawn((*drawn.before.steps, *view.steps)) for view in drawn.views], [0] * len(drawn.views)
+        heads = tuple(f"view {v}, {high} x {wide}" for v, (high, wide) in enumerate(transform.sizes))
+    else:
+        each, rows_of = [drawn] * versions, list(range(versions))
+        heads = tuple(f"epoch {epoch}" for epoch in range(versions))
+    captions = [one.describe(row) for one, row in zip(each, rows_of, strict=True)]
+    windows = [stored_window(one, row, size) for one, row in zip(each, rows_of, strict=True)]
+    return Row(key, label, stored, made, captions, windows, heads)
 
 
-def levels(pixels: torch.Tensor, transform: Transform) -> np.ndarray:
+def levels(pixels: torch.Tensor, transform: AnyTransform) -> np.ndarray:
     """float32[v, C, H, W] as a model gets it -> [v, H, W, C] within 0..1, the normalisation undone."""
     mean, std = np.array(transform.normalize.mean), np.array(transform.normalize.std)
     return np.clip(pixels.cpu().numpy().transpose(0, 2, 3, 1) * std + mean, 0, 1)
@@ -127,25 +140,29 @@ def write_view(
     seed: int = 0,
     size: int = 224,
     executor: str = "host",
+    operators: str | None = None,
 ) -> Path:
-    """Write the sheet as a .png; the same set, seed and preset give the same picture."""
+    """Write the sheet as a .png; the same set, seed and preset give the same picture.
+
+    operators: JSON as the trainer's --train-operators, in place of the preset.
+    """
     if out.suffix.lower() != ".png":
         raise ValueError(f"{out.name}: a view is written as .png")
     for name, value in (("samples", samples), ("versions", versions)):
         if not 1 <= value <= MOST:
             raise ValueError(f"--{name} is {value}; give 1 to {MOST}")
     manifest, part = shard_set.manifest, shard_set.split(split)
-    transform = train_transform(size, manifest.mean, manifest.std, preset=preset)
+    transform: AnyTransform = train_transform(size, manifest.mean, manifest.std, preset=preset)
+    if operators is not None:
+        transform, preset = transform_of(steps_of(operators), manifest.mean, manifest.std), "its own operators"
     positions = choose(part, samples, seed)
     rows = make_rows(shard_set, part, transform, positions, versions, seed, executor)
     phantom = " · PHANTOM images, no medical meaning" if manifest.phantom else ""
     device = " on the GPU" if torch.cuda.is_available() else " on the CPU"
     made_by = " | ".join(name + device if name == "dali" else name for name in rows[0].versions)
-    steps = " → ".join(transform.names)
+    steps, told = " → ".join(transform.names), preset if operators is not None else f"preset {preset}"
     with matplotlib.rc_context({"font.family": "DejaVu Sans"}):
-        figure = picture(
-            rows, f"{manifest.name} · {split} · preset {preset}{phantom}", f"{made_by} · seed {seed} · {steps}"
-        )
+        figure = picture(rows, f"{manifest.name} · {split} · {told}{phantom}", f"{made_by} · seed {seed} · {steps}")
         aside = out.with_name(f".{out.stem}.partial.png")
         try:
             figure.savefig(aside)
@@ -153,6 +170,17 @@ def write_view(
         finally:
             aside.unlink(missing_ok=True)
     return out
+
+
+def steps_of(text: str) -> list[dict[str, Any]]:
+    """The operators of a JSON list. ValueError for anything else."""
+    try:
+        steps = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f'--operators is not JSON ({error}); write [{{"op": "HorizontalFlip"}}, ...]') from None
+    if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
+        raise ValueError(f'--operators is {text[:60]}; write a list of tables, [{{"op": "HorizontalFlip"}}, ...]')
+    return steps
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -165,6 +193,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("folder", type=Path, help="a shard set, with its manifest.json")
     parser.add_argument("--preset", choices=list(PRESETS), default="light", help="the augmentation (default light)")
+    parser.add_argument("--operators", help="JSON as the trainer's --train-operators, in place of the preset")
     parser.add_argument("--split", default="train", help="which split (default train)")
     parser.add_argument("--samples", type=int, default=6, help="rows: samples, classes in turn (default 6)")
     parser.add_argument("--versions", type=int, default=5, help="columns: epochs 0, 1, … (default 5)")
@@ -181,7 +210,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = write_view(
         shard_set,
         o.out or Path(f"{shard_set.manifest.name}-{o.preset}.png"),
-        **{name: getattr(o, name) for name in ("preset", "split", "samples", "versions", "seed", "size", "executor")},
+        **{
+            name: getattr(o, name)
+            for name in ("preset", "split", "samples", "versions", "seed", "size", "executor", "operators")
+        },
     )
     print(f"wrote {out}")
     return 0

@@ -1,7 +1,7 @@
 """The page of `shards view`: tiles and captions placed in inches, so that nothing can overlap."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,9 +29,10 @@ class Row(NamedTuple):
     key: str
     label: str
     stored: np.ndarray  # [h, w, C] of stored values
-    versions: dict[str, np.ndarray]  # executor -> [v, H, W, C], 0..1
+    versions: Mapping[str, Sequence[np.ndarray]]  # executor -> v images [H, W, C], 0..1
     captions: list[list[str]]  # of each version, a line for each operator that acts
     windows: list[tuple[float, float, float, float] | None]  # top, left, height, width in stored pixels
+    heads: tuple[str, ...]  # of each version: an epoch, or a view
 
 
 def picture(rows: Sequence[Row], title: str, subtitle: str) -> Figure:
@@ -77,7 +78,7 @@ def _shown_height(row: Row) -> float:
 
 def caption_of(row: Row, version: int, columns: int) -> str:
     """What was drawn for a version, wrapped; with two executors, how far apart they are, in levels of 255."""
-    lines = [f"epoch {version}", *(line.replace(", ", ",") for line in row.captions[version])]
+    lines = [row.heads[version], *(line.replace(", ", ",") for line in row.captions[version])]
     if len(row.versions) == 2:
         one, other = (made[version] for made in row.versions.values())
         apart = 255 * np.abs(one - other)

@@ -1,5 +1,6 @@
 """pytest tests/test_view.py"""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 from shards.loader import Loader
 from shards.shardset import ShardSet
 from shards.transforms import Transform, train_transform
-from shards.view import choose, draw_versions, levels, main, make_rows
+from shards.transforms import transform_of as multi_of
+from shards.view import choose, draw_versions, levels, main, make_rows, write_view
 from shards.view_page import picture
 
 MakeSet = Callable[..., ShardSet]
@@ -121,3 +123,18 @@ def test_help_fits_a_screen_and_shows_an_example(capsys: pytest.CaptureFixture[s
         main(["--help"])
     text = capsys.readouterr().out
     assert len(text.splitlines()) <= 40 and "example: python -m shards view data/shards/DDSM" in text
+
+
+def test_views_of_multicrop_are_columns(tiny_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shards = ShardSet(tiny_set)
+    steps = [{"op": "MultiCrop", "counts": [1, 2], "sizes": [32, 16], "scales": [[0.4, 1], [0.05, 0.4]]}]
+    made = multi_of(steps, shards.manifest.mean, shards.manifest.std)
+    row = make_rows(shards, shards.split("train"), made, [3], 5, 0, "both")[0]
+    assert row.heads == ("view 0, 32 x 32", "view 1, 16 x 16", "view 2, 16 x 16")
+    assert [image.shape for image in row.versions["dali"]] == [(32, 32, 3), (16, 16, 3), (16, 16, 3)]
+    assert all(any(line.startswith("RandomResizedCrop window") for line in lines) for lines in row.captions)
+    out = tmp_path / "views.png"
+    assert main([str(tiny_set), "--operators", json.dumps(steps), "--samples", "1", "--out", str(out)]) == 0
+    assert out.stat().st_size > 5000
+    with pytest.raises(ValueError, match="--operators is not JSON"):
+        write_view(shards, out, preset="light", operators="[{op")
