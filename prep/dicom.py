@@ -47,6 +47,20 @@ def decode_dicom(data: bytes, bits: int = 8) -> np.ndarray:
             raise UndecodableImage(f"no decoder for DICOM {syntax}, {stored} bits ({type(error).__name__})") from None
 
 
+def refuse_burned_in(data: bytes) -> None:
+    """UndecodableImage where the header says that text is burned into the pixels: it may be a patient's name."""
+    import pydicom
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            header = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True, specific_tags=["BurnedInAnnotation"])
+        except Exception:  # a broken header is told of, with its reason, when the pixels are decoded
+            return
+    if str(header.get("BurnedInAnnotation") or "").upper() == "YES":
+        raise UndecodableImage("its header says that text is burned into the pixels (--burned-in keep takes it)")
+
+
 def pixel_size(path: Path) -> tuple[int, int]:
     """(height, width) of a DICOM file or another image from its header alone; (0, 0) where that cannot be read."""
     import pydicom

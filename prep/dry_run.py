@@ -63,7 +63,7 @@ def _estimate(records: list[Record], options: ConvertOptions) -> str:
 
 def _converted(record: Record, options: ConvertOptions) -> bytes:
     if record.region is not None:
-        return prepare_pixels(read_tile(record.path, record.region), options.pixels)[1]
+        return prepare_pixels(read_tile(record.path, record.region), options.pixels).encoded
     if record.row is None:
-        return prepare(read_file(record.path), options.pixels)[1]
-    return prepare_pixels(read_row(record.path, record.row), options.pixels)[1]
+        return prepare(read_file(record.path), options.pixels).encoded
+    return prepare_pixels(read_row(record.path, record.row), options.pixels).encoded

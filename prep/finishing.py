@@ -5,6 +5,7 @@ import platform
 from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
+from importlib.util import find_spec
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from prep.images import PixelOptions
 from prep.planning import ConvertOptions, Planned
 from prep.splits import SPLITS
 from prep.tasks import Outcome, Task
-from shards.manifest import LeftOut, Manifest, ShardInfo, Source, SplitInfo
+from shards.manifest import LeftOut, Manifest, ShardInfo, Source, SplitInfo, metadata_fields
 from shards.writer import class_counts
 
 
@@ -52,6 +53,7 @@ def make_manifest(plan: Planned, tasks: list[Task], results: dict[str, Outcome],
         views=dataset.views,
         channels=options.pixels.channels,
         bits=options.pixels.bits,
+        metadata=metadata_fields(plan.fields),
         mean=mean,
         std=std,
         target_metric=dataset.target_metric,
@@ -103,6 +105,7 @@ def _duplicates(tasks: list[Task], results: dict[str, Outcome]) -> list[str]:
 def versions(*, compress: bool = False) -> dict[str, str]:
     """Of everything that decodes, reduces, encodes or shuffles; and, where asked for, packs."""
     names = ["medshard", "numpy", "opencv-python-headless", "pillow", *(["zstandard"] if compress else [])]
+    names += ["imagecodecs"] if find_spec("imagecodecs") else []
     return {"python": platform.python_version()} | {name: version(name) for name in names}
 
 

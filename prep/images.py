@@ -18,19 +18,22 @@
 
 import io
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from prep.cropping import CROPS, Crop, crop
 from prep.places import StoreFailed, is_far, patiently
 from shards.index import MAX_PIXELS
+from shards.metadata import Metadata, Value
 
-Format = Literal["jpeg", "png", "raw"]
-FORMATS: tuple[Format, ...] = ("jpeg", "png", "raw")
+Format = Literal["jpeg", "png", "htj2k", "raw"]
+FORMATS: tuple[Format, ...] = ("jpeg", "png", "htj2k", "raw")
 SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 DICOM_PREFIX = 128  # a DICOM file has a preamble of 128 bytes, then DICM
 
@@ -41,7 +44,11 @@ class UndecodableImage(ValueError):
 
 @dataclass(frozen=True)
 class PixelOptions:
-    """How pixels are stored. `short_side` in pixels (None: as they are), `quality` 1..100 and `chroma` of JPEG."""
+    """How pixels are stored. `short_side` in pixels (None: as they are), `quality` 1..100 and `chroma` of JPEG.
+
+    `crop` and `mirror` (breasts to the left side) as prep/cropping.py says; `burned_in`: what becomes of DICOM files
+    whose header says that text is burned into the pixels, perhaps a name.
+    """
 
     channels: Literal[1, 3] = 3
     short_side: int | None = 256
@@ -49,6 +56,14 @@ class PixelOptions:
     quality: int = 95
     chroma: Literal["4:2:0", "4:4:4"] = "4:2:0"
     bits: Literal[8, 16] = 8
+    crop: Crop = "none"
+    mirror: bool = False
+    burned_in: Literal["refuse", "keep"] = "refuse"
+
+    def recorded(self) -> dict[str, Any]:
+        """What the manifest records: crops and their kin only where they are on."""
+        off = {"crop": "none", "mirror": False, "burned_in": "refuse"}
+        return {name: value for name, value in asdict(self).items() if name not in off or value != off[name]}
 
     def __post_init__(self) -> None:
         if self.short_side is not None and not 8 <= self.short_side <= 16384:
@@ -58,30 +73,67 @@ class PixelOptions:
         if not 1 <= self.quality <= 100:
             raise ValueError(f"--quality {self.quality} is outside 1..100")
         if self.bits == 16 and self.format == "jpeg":
-            raise ValueError("--bits 16 needs a lossless format: add --format png (or raw)")
+            raise ValueError("--bits 16 needs a lossless format: add --format png, htj2k or raw")
+        if self.format == "htj2k" and find_spec("imagecodecs") is None:
+            raise ValueError("--format htj2k needs the package imagecodecs: pip install 'medshard[htj2k]', or take png")
         if self.bits == 16 and self.channels == 3:
             raise ValueError("--bits 16 is for one-channel images; this dataset has three channels")
+        if self.crop not in CROPS:
+            raise ValueError(f"--crop {self.crop!r} is unknown; known: {', '.join(CROPS)}")
+        if self.mirror and self.crop != "breast":
+            raise ValueError("--mirror turns breasts to one side: it needs --crop breast, which finds them")
 
 
-def prepare(data: bytes, options: PixelOptions) -> tuple[np.ndarray, bytes]:
-    """From the bytes of a raw file to (pixels uint8|uint16[h, w] or [h, w, 3], encoded bytes).
+class Prepared(NamedTuple):
+    """One image as it is stored: pixels uint8|uint16[h, w] or [h, w, 3], their encoding, and what is known of it."""
+
+    pixels: np.ndarray
+    encoded: bytes
+    metadata: dict[str, Value]
+
+
+def prepare(data: bytes, options: PixelOptions, known: Metadata | None = None) -> Prepared:
+    """From the bytes of a raw file to what is stored. `known`, of a table, goes before what a DICOM header tells.
 
     Raises:
         UndecodableImage: the file gives no pixels.
     """
-    pixels = reduce(decode(data, options.channels, options.bits), options.short_side)
-    return pixels, encode(pixels, options)
+    told: dict[str, Value] = {}
+    if is_dicom(data):
+        from prep.dicom import refuse_burned_in  # pydicom is needed only where DICOM files are
+        from prep.subgroups import of_dicom
+
+        if options.burned_in == "refuse":
+            refuse_burned_in(data)
+        told = of_dicom(data)
+    return _finish(decode(data, options.channels, options.bits), options, told | dict(known or {}))
 
 
-def prepare_pixels(pixels: np.ndarray, options: PixelOptions) -> tuple[np.ndarray, bytes]:
+def prepare_pixels(pixels: np.ndarray, options: PixelOptions, known: Metadata | None = None) -> Prepared:
     """As `prepare`, from pixels uint8[h, w] or [h, w, 3] that were stored without an encoding."""
-    reduced = reduce(_as_channels(pixels, options.channels), options.short_side)
-    return reduced, encode(reduced, options)
+    return _finish(_as_channels(pixels, options.channels), options, dict(known or {}))
+
+
+def _finish(pixels: np.ndarray, options: PixelOptions, told: dict[str, Value]) -> Prepared:
+    """Crop, reduce, encode. A spacing in `told` is that of `pixels`, and becomes that of what is stored."""
+    if options.crop != "none":
+        pixels, box, flipped = crop(pixels, options.crop, options.mirror)
+        told |= {f"crop_{side}": float(length) for side, length in box._asdict().items()}
+        told |= {"flipped": "yes" if flipped else "no"} if options.mirror else {}
+    reduced = reduce(pixels, options.short_side)
+    if isinstance(spacing := told.get("pixel_spacing_mm"), int | float):
+        told["pixel_spacing_mm"] = spacing * pixels.shape[0] / reduced.shape[0]
+    return Prepared(reduced, encode(reduced, options), told)
+
+
+def is_dicom(data: bytes) -> bool:
+    """Whether the bytes begin as a DICOM file does."""
+    return data[DICOM_PREFIX : DICOM_PREFIX + 4] == b"DICM"
 
 
 def decode(data: bytes, channels: Literal[1, 3], bits: Literal[8, 16] = 8) -> np.ndarray:
     """Decode to uint8 (bits 8) or uint16 (bits 16): [h, w] for one channel, [h, w, 3] RGB for three, upright."""
-    if data[DICOM_PREFIX : DICOM_PREFIX + 4] == b"DICM":
+    if is_dicom(data):
         from prep.dicom import decode_dicom  # pydicom is needed only where DICOM files are
 
         return _as_channels(decode_dicom(data, bits), channels)
@@ -156,6 +208,10 @@ def encode(pixels: np.ndarray, options: PixelOptions) -> bytes:
     """Encode uint8|uint16[h, w] or [h, w, 3] RGB. The same pixels and options give the same bytes."""
     if options.format == "raw":
         return np.ascontiguousarray(pixels).astype(pixels.dtype.newbyteorder("<"), copy=False).tobytes()
+    if options.format == "htj2k":
+        import imagecodecs  # an extra: no other reader or writer needs it
+
+        return bytes(imagecodecs.htj2k_encode(np.ascontiguousarray(pixels), reversible=True))
     if options.format == "png":
         ordered = pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
         done, data = cv2.imencode(".png", ordered, [cv2.IMWRITE_PNG_COMPRESSION, 4])

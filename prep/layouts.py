@@ -16,6 +16,7 @@ from prep.sources.chexpert import FINDINGS as CHEXPERT_FINDINGS
 from prep.sources.isic2019 import CODES as ISIC_CODES
 from prep.sources.isic2019 import METADATA as ISIC_METADATA
 from prep.sources.isic2019 import TRUTH as ISIC_TRUTH
+from shards.metadata import SITES
 
 Drawing = tuple[Path, str, dict[str, Any]]  # file, drawer, its arguments
 
@@ -131,7 +132,8 @@ def plan_isic(root: Path, rng: np.random.Generator, count: int, size: int) -> It
         name = f"ISIC_{int(serial):07d}"
         truth.append([name, *(f"{float(code == label):.1f}" for code in range(9))])
         lesion = "" if rng.random() < 0.1 else f"HAM_{int(serial):07d}"
-        metadata.append([name, int(rng.integers(4, 17)) * 5, "back", lesion, "female"])
+        about = SITES[int(serial) % 8], lesion, ("female", "male")[int(serial) // 8 % 2]  # of no class
+        metadata.append([name, int(rng.integers(4, 17)) * 5, *about])
         kinds = (4 + 6 * (int(label) % 4), 7 * (int(label) // 4))
         height, width = sides(rng, size, 0.75, 0.3)
         arguments = {"height": height, "width": width, "counts": kinds, "brightness": rng.uniform(0.16, 0.24)}
@@ -152,7 +154,10 @@ def plan_chexpert(root: Path, rng: np.random.Generator, count: int, size: int) -
         values["Lung Opacity"] = "1.0" if shape == "spiculated" else ""
         path = f"{part}/patient{int(patient) + 1:05d}/study1/view1_frontal.jpg"
         cells = [values.get(name, "") for name in CHEXPERT_FINDINGS]
-        tables[part].append([f"CheXpert-v1.0-small/{path}", "Female", 60, "Frontal", "AP", *cells])
+        about = ("Female", "Male")[int(patient) % 2], 20 + int(patient) // 2 % 75  # of no class
+        tables[part].append(
+            [f"CheXpert-v1.0-small/{path}", *about, "Frontal", ("AP", "PA")[int(patient) % 3 > 0], *cells]
+        )
         height, width = sides(rng, size, 1.0, 0.1)
         yield (
             root / path,

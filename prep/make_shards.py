@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from prep.convert import convert
+from prep.cropping import CROPS
 from prep.delivery import deliver_folds
 from prep.dry_run import dry_run
 from prep.finishing import describe
@@ -31,13 +32,15 @@ from shards.errors import run_cli
 from shards.fetching import shown
 from shards.folds import FoldOptions, write_folds
 from shards.folds import describe as describe_folds
+from shards.metadata import find_field
 from shards.storage import SPLITS_FOLDER, is_url
 
 CSV_FLAGS = "with --dataset csv"
 SLIDE_FLAGS = "with --dataset Camelyon-slides or slides"
 
 # --help shows the others; --help-all these, too.
-RARE = {"quality", "chroma", "salt", "shard_samples", "strict", "repeats", "keep_test", CSV_FLAGS, SLIDE_FLAGS}
+RARE = {"quality", "chroma", "salt", "shard_samples", "strict", "burned_in", "repeats", "keep_test"}
+RARE |= {CSV_FLAGS, SLIDE_FLAGS}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -89,7 +92,22 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         type=int,
         default=8,
         choices=(8, 16),
-        help="16 keeps DICOM and 16-bit values; needs --format png or raw",
+        help="16 keeps DICOM and 16-bit values; needs --format png, htj2k or raw",
+    )
+    add("--crop", choices=CROPS, default="none", help="mammograms to the breast, fundus photographs to the disc")
+    add("--mirror", action="store_true", help="with --crop breast: right breasts become left ones")
+    add(
+        "--burned-in",
+        choices=("refuse", "keep"),
+        default="refuse",
+        help="DICOM files whose header says that text, perhaps a name, is burned into the pixels",
+    )
+    add(
+        "--metadata",
+        nargs="+",
+        default=["all"],
+        metavar="FIELD",
+        help="what the set tells for subgroups, such as age sex; all or none; with csv FIELD=COLUMN",
     )
     add("--dry-run", action="store_true", help="count, split and estimate; write nothing")
     own = parser.add_argument_group(CSV_FLAGS)
@@ -115,7 +133,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def own_dataset(args: argparse.Namespace, raw: Path) -> RawDataset:
     """The user's own table as a dataset."""
     table = args.table or raw / "labels.csv"
-    columns = TableColumns(table, args.path_column, tuple(args.label_columns), args.group_column, args.split_column)
+    columns = TableColumns(
+        table,
+        args.path_column,
+        tuple(args.label_columns),
+        args.group_column,
+        args.split_column,
+        named_columns(args.metadata),
+    )
     return table_dataset(args.name or "csv", columns, channels=args.channels, target_metric=args.target_metric)
 
 
@@ -141,6 +166,20 @@ def fold_options(args: argparse.Namespace) -> FoldOptions | None:
     return FoldOptions(args.folds, args.repeats, args.seed, tuple(args.shares), args.keep_test)
 
 
+def named_columns(entries: list[str]) -> dict[str, str]:
+    """{field: column} of --metadata; ValueError for a field that is not on the list."""
+    named = dict(entry.split("=", 1) for entry in entries if "=" in entry)
+    for field in named:
+        find_field(field)
+    return named
+
+
+def pixel_options(args: argparse.Namespace, dataset: RawDataset, short_side: int | None) -> PixelOptions:
+    """How the pixels of this dataset are stored."""
+    stored = args.format, args.quality, args.chroma, args.bits, args.crop, args.mirror, args.burned_in
+    return PixelOptions(dataset.channels, short_side, *stored)
+
+
 def main(args: argparse.Namespace) -> None:
     """Convert and say what became of it."""
     name = (args.name if args.dataset in ("csv", "slides") else None) or args.dataset
@@ -155,7 +194,7 @@ def main(args: argparse.Namespace) -> None:
     short_side = args.short_side if args.short_side is not None else 0 if slides else 256
     out, url = output_place(args.out, dataset.name)
     options = ConvertOptions(
-        pixels=PixelOptions(dataset.channels, short_side or None, args.format, args.quality, args.chroma, args.bits),
+        pixels=pixel_options(args, dataset, short_side or None),
         split=args.split,
         shares=tuple(args.shares),
         seed=args.seed,
@@ -168,6 +207,7 @@ def main(args: argparse.Namespace) -> None:
         compress=args.compress,
         cluster=args.cluster,
         url=url,
+        metadata=tuple(entry.partition("=")[0] for entry in args.metadata),
     )
     files, place = fold_options(args), out if url is None else shown(url)
     if args.dry_run:

@@ -11,6 +11,7 @@ import numpy as np
 from prep.layouts import Drawing, Layout, sides, write_lines, write_table
 from prep.sources.cbis_ddsm import COLUMNS, PATHOLOGIES, TABLES
 
+TYPES = {"mass": "mass", "calc": "calcification"}
 DRAWN = "drawn"  # drawn here first, then packed
 STUDY, SERIES = "07-20-2016-DDSM-30678", "1.000000-full mammogram images-24515"  # as the archive's retriever names them
 
@@ -36,7 +37,9 @@ def plan_cbis(root: Path, rng: np.random.Generator, count: int, size: int) -> It
             uids = f"1.3.6.1.4.1.9590.100.1.2.{number + 1}/1.3.6.1.4.1.9590.100.1.2.{number + 900}"
             full, cropped = f"{case}/{uids}/000000.dcm", f"{case}_1/{uids}/{number % 2:06d}.dcm\n"
             full = full.replace("/", "\\") if number % 7 == 3 else full
-            tables[f"{kind}_case_description_{split}_set.csv"].append([patient, *view, pathology, full, cropped])
+            tables[f"{kind}_case_description_{split}_set.csv"].append(
+                [patient, *view, pathology, full, cropped, str(1 + number // 2 % 4), TYPES[kind]]
+            )
             cases.append(case)
         shape = "spiculated" if pathology == "MALIGNANT" else "round"
         yield (
@@ -45,7 +48,8 @@ def plan_cbis(root: Path, rng: np.random.Generator, count: int, size: int) -> It
             _breast(rng, size, int(rng.integers(3, 7)), shape, False),
         )
     for name, rows in tables.items():
-        write_table(root / name, [list(COLUMNS), *rows])
+        density = "breast_density" if name.startswith("mass") else "breast density"  # as published
+        write_table(root / name, [[*COLUMNS, density, "abnormality type"], *rows])
 
 
 def _write_dicom(path: Path, pixels: np.ndarray, case: str) -> None:

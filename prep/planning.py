@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,15 @@ from prep.images import PixelOptions
 from prep.places import sizes
 from prep.records import PHANTOM_MARKER, RawDataset, Record
 from prep.splits import SPLITS, intersections, split_by_source, split_official, split_random
+from prep.subgroups import DICOM_FIELDS, chosen
 from prep.tasks import Item, Task
 from shards.identity import group_hash, make_key, salt_digest
 from shards.manifest import BLANK_LABEL, Grouping
+from shards.metadata import FIELDS
 
 MAX_SHARD_SAMPLES = 4096
 COMPRESSIONS = ("none", "zstd")
+DICOM_SUFFIXES = (".dcm", ".dicom")
 SPLIT_MODES = ("auto", "official", "random", "study", "study-exact", "none")
 STUDY_CACHE = "val_ids.json"  # the study's own, in a raw folder
 
@@ -48,6 +51,7 @@ class ConvertOptions:
     compress: str = "none"
     url: str | None = None
     cluster: str | None = None
+    metadata: tuple[str, ...] = ("all",)
 
     def __post_init__(self) -> None:
         if self.split not in SPLIT_MODES:
@@ -65,7 +69,7 @@ class ConvertOptions:
     def recorded(self) -> dict[str, Any]:
         """What the manifest records, and the set id depends on."""
         shares = " ".join(f"{share:g}" for share in self.shares)
-        return asdict(self.pixels) | {
+        return self.pixels.recorded() | {
             "split": self.split,
             "shares": shares,
             "seed": self.seed,
@@ -75,7 +79,9 @@ class ConvertOptions:
 
 @dataclass(frozen=True)
 class Planned:
-    """A conversion before any pixel was read: per split, the records with their keys in stored order."""
+    """A conversion before any pixel was read: per split, the records with their keys in stored order; and the metadata
+    fields that the set will hold.
+    """
 
     dataset: RawDataset
     set_id: str
@@ -83,6 +89,7 @@ class Planned:
     parts: dict[str, list[tuple[str, Record]]]
     grouping: Grouping
     warnings: list[str]
+    fields: tuple[str, ...] = ()
 
     @property
     def num_samples(self) -> int:
@@ -179,20 +186,40 @@ def make_plan(dataset: RawDataset, root: Path, options: ConvertOptions, salt: by
         number += len(members)
     grouping = Grouping(by=dataset.group_by, salt_digest=salt_digest(salt), intersections=shared, how=how)
     phantom = (root / PHANTOM_MARKER).is_file()
-    return Planned(dataset, _set_id(dataset, root, options, salt, parts), phantom, parts, grouping, warnings)
+    fields = _fields(dataset, records, options)
+    set_id = _set_id(dataset, root, options, salt, parts, fields)
+    return Planned(dataset, set_id, phantom, parts, grouping, warnings, fields)
+
+
+def _fields(dataset: RawDataset, records: list[Record], options: ConvertOptions) -> tuple[str, ...]:
+    """The metadata fields of the set: the wanted ones of its table and of DICOM headers, and those of crops."""
+    known = set(dataset.metadata)
+    if any(record.path.suffix.lower() in DICOM_SUFFIXES for record in records):
+        known |= set(DICOM_FIELDS)
+    own = {name for name in FIELDS if name.startswith("crop_")} if options.pixels.crop != "none" else set()
+    own |= {"flipped"} if options.pixels.mirror else set()
+    wanted = chosen(options.metadata, known)
+    return tuple(name for name in FIELDS if name in wanted or name in own)
 
 
 def _set_id(
-    dataset: RawDataset, root: Path, options: ConvertOptions, salt: bytes, parts: dict[str, list[tuple[str, Record]]]
+    dataset: RawDataset,
+    root: Path,
+    options: ConvertOptions,
+    salt: bytes,
+    parts: dict[str, list[tuple[str, Record]]],
+    fields: tuple[str, ...],
 ) -> str:
     digest = hashlib.blake2b(key=salt, digest_size=16, person=b"medshard-set")
-    digest.update(json.dumps([dataset.name, options.recorded()], sort_keys=True).encode())
+    told = [list(fields)] if fields else []
+    digest.update(json.dumps([dataset.name, options.recorded(), *told], sort_keys=True).encode())
     found = iter(sizes(root, [record.path for part in parts.values() for _, record in part]))
     for split, part in parts.items():
         for key, record in part:
             size = next(found)
             row = [split, key, record.source, record.labels, record.group, size]
-            digest.update(json.dumps(row).encode() + b"\n")
+            row += [dict(record.metadata)] if fields and record.metadata else []
+            digest.update(json.dumps(row, sort_keys=True).encode() + b"\n")
     return digest.hexdigest()
 
 
@@ -215,10 +242,11 @@ def make_tasks(plan: Planned, out: Path, outcomes: Path, options: ConvertOptions
                     group_hash(record.group, salt),
                     record.row,
                     record.region,
+                    record.metadata,
                 )
                 for key, record in part[start : start + size]
             )
             how = (plan.set_id, plan.dataset.task, options.pixels, options.strict)
             packed, alone = options.compress == "zstd", options.cluster is None
-            tasks.append(Task(split, shard, items, out, outcomes, *how, packed, options.url, alone))
+            tasks.append(Task(split, shard, items, out, outcomes, *how, packed, options.url, alone, plan.fields))
     return tasks

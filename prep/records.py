@@ -10,6 +10,7 @@ from prep.places import is_far
 from prep.whole_slides import Region
 from shards.fetching import shown
 from shards.manifest import LabelView
+from shards.metadata import Metadata
 
 PHANTOM_MARKER = "PHANTOM.txt"  # in a raw folder: what lies here is synthetic
 
@@ -22,7 +23,7 @@ class Record:
     never part). `labels` are source values, one a label column, None for a blank. `split` is the official one, if any.
     `where` tells the user which row it came from ("train.csv row 7") without giving anything private away.
     A record with a reason in `skip` is left out and counted. `row` is the image's row where `path` is an HDF5 file,
-    `region` the tile's place where it is a slide.
+    `region` the tile's place where it is a slide. `metadata` is what the table tells of shards/metadata.py's list.
     """
 
     source: str
@@ -34,6 +35,7 @@ class Record:
     skip: str = ""
     row: int | None = None
     region: Region | None = None
+    metadata: Metadata = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class RawDataset:
     rule, gives a split a record; `study_twice` the records (by number) that it had in a second split, and in which;
     `study_cached`: a val_ids.json in the raw folder wins. `tree` is the expected layout, one path a line, `phantoms`
     the layout that prep/phantoms.py can draw in its stead, `unpack(root)`, where there is one, unpacks once what cannot
-    be read packed; `auto_split` is what `--split auto` means here.
+    be read packed; `auto_split` is what `--split auto` means here; `metadata` are the fields that its
+    tables tell.
     """
 
     name: str
@@ -68,6 +71,7 @@ class RawDataset:
     phantoms: str = ""
     unpack: Callable[[Path], None] | None = None
     auto_split: Literal["auto", "none"] = "auto"
+    metadata: tuple[str, ...] = ()
 
     @property
     def source_values(self) -> set[int | None]:

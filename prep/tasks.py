@@ -29,6 +29,7 @@ from prep.images import PixelOptions, UndecodableImage, prepare, prepare_pixels,
 from prep.whole_slides import Region, read_tile
 from shards.decoding import decode
 from shards.manifest import ShardInfo, write_aside
+from shards.metadata import Metadata
 from shards.packing import pack
 from shards.writer import ShardWriter
 
@@ -37,7 +38,9 @@ READ_AHEAD = 4  # files of a store
 
 @dataclass(frozen=True)
 class Item:
-    """One sample of a task: its key, raw file, source labels (blanks as in the index) and group hash."""
+    """One sample of a task: its key, raw file, source labels (blanks as in the index), group hash, and what its table
+    tells of the allow-list.
+    """
 
     key: str
     path: Path
@@ -45,11 +48,12 @@ class Item:
     group: int
     row: int | None = None
     region: Region | None = None
+    metadata: Metadata = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Task:
-    """One shard to write."""
+    """One shard to write. `fields` are the metadata fields that the set holds."""
 
     split: str
     shard: int
@@ -63,6 +67,7 @@ class Task:
     compress: bool = False  # a .tar.zst in place of the tar
     url: str | None = None  # where the files go instead of `folder`
     alone: bool = True  # False: another worker may come to write the same shard
+    fields: tuple[str, ...] = ()
 
     @property
     def names(self) -> list[str]:
@@ -139,7 +144,8 @@ def run_task(task: Task, tick: Callable[[int, bool], None]) -> Outcome:
 
 def _write(task: Task, folder: Path, tick: Callable[[int, bool], None]) -> Outcome:
     outcome = Outcome()
-    writer = ShardWriter(folder, task.split, task.shard, task.set_id, task=task.kind, alone=task.alone)
+    fields = task.fields
+    writer = ShardWriter(folder, task.split, task.shard, task.set_id, task=task.kind, fields=fields, alone=task.alone)
     try:
         for item, read in reading(task.items):
             _add(writer, item, read, task, outcome, tick)
@@ -188,21 +194,22 @@ def _add(
         if item.row is None and item.region is None:
             data = read()
             size = len(data)
-            pixels, encoded = prepare(data, task.pixels)
+            prepared = prepare(data, task.pixels, item.metadata)
         else:
             raw = read_tile(item.path, item.region) if item.region else read_row(item.path, item.row or 0)
             size = raw.nbytes
-            pixels, encoded = prepare_pixels(raw, task.pixels)
+            prepared = prepare_pixels(raw, task.pixels, item.metadata)
     except UndecodableImage as error:
         if task.strict:
             raise undecodable(item.key, str(error), task.folder) from None
         outcome.left_out.append((item.key, str(error)))
         tick(size, False)
         return
-    height, width = pixels.shape[:2]
+    encoded, (height, width) = prepared.encoded, prepared.pixels.shape[:2]
+    told = {name: value for name, value in prepared.metadata.items() if name in task.fields}
     # Read back what was written: the statistics are those of the stored pixels, and a broken encoder is seen here.
     outcome.measure(read_back(encoded, task.pixels, height, width))
-    writer.add(item.key, encoded, task.pixels.format, item.labels, height, width, item.group)
+    writer.add(item.key, encoded, task.pixels.format, item.labels, height, width, item.group, metadata=told)
     outcome.raw_bytes += size
     tick(size, True)
 

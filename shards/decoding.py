@@ -5,6 +5,8 @@ import numpy as np
 
 from shards.index import ENCODINGS
 
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # it warns of every grey JPEG 2000 without a profile
+
 
 def decode(
     data: bytes | memoryview, encoding: str, channels: int, height: int, width: int, bits: int = 8

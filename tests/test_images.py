@@ -157,7 +157,7 @@ def test_chroma_and_quality_of_jpeg(colours: np.ndarray) -> None:
 
 def test_a_whole_preparation(real_data: Path) -> None:
     photographs = sorted((real_data / "idrid-full").rglob("*.jpg"))
-    pixels, data = prepare(photographs[0].read_bytes(), PixelOptions())
+    pixels, data, _ = prepare(photographs[0].read_bytes(), PixelOptions())
     assert pixels.shape == (256, 385, 3)
     assert Image.open(io.BytesIO(data)).size == (385, 256)
 
@@ -166,7 +166,7 @@ def test_a_whole_preparation(real_data: Path) -> None:
     ("options", "message"),
     [
         ({"short_side": 4}, "outside 8..16384"),
-        ({"format": "gif"}, "known: jpeg, png, raw"),
+        ({"format": "gif"}, "known: jpeg, png, htj2k, raw"),
         ({"quality": 0}, "outside 1..100"),
         ({"bits": 16, "channels": 1}, "lossless format"),
     ],

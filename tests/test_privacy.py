@@ -1,4 +1,6 @@
-"""Identifiers planted in file and folder names and DICOM headers reach no byte of a set, no print and no error."""
+"""Identifiers planted in names of files and folders, DICOM headers, cells of tables and HDF5 attributes reach no byte
+of a set, no print and no error.
+"""
 
 import csv
 import json
@@ -6,6 +8,7 @@ import stat
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,10 +19,14 @@ from test_dicom import written
 from prep.convert import convert
 from prep.finishing import describe
 from prep.images import PixelOptions
+from prep.phantoms import draw_phantoms
 from prep.planning import ConvertOptions
 from prep.sources import DATASETS
+from shards.metadata import FIELDS
+from shards.shardset import ShardSet
 
 PLANTED = ("JaneDoe", "DOE^JANE", "MRN4711", "19640229", "StMungos")
+ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = ConvertOptions(pixels=PixelOptions(1, 32), max_bad=0.2, quiet=True)
 
 
@@ -102,3 +109,94 @@ def test_members_bear_nobodys_name_or_time(raw: Path, tmp_path: Path) -> None:
         with tarfile.open(shard) as tar:
             for member in tar:
                 assert (member.mtime, member.uid, member.gid, member.uname, member.gname) == (0, 0, 0, "", "")
+
+
+def _files(tmp_path: Path, make: Callable[[Path], list[str]], *arguments: str) -> tuple[Path, bytes]:
+    """Convert what `make` writes by the command line; the set's folder, and all that was printed."""
+    raw = tmp_path / "JaneDoe raw"
+    raw.mkdir()
+    given = [*make(raw), *arguments]
+    command = [sys.executable, "prep/make_shards.py", "--raw", str(raw), "--out", str(tmp_path / "set"), *given]
+    ended = subprocess.run(
+        [*command, "--max-bad", "0.4", "--short-side", "32"], cwd=ROOT, capture_output=True, timeout=200
+    )
+    assert ended.returncode == 0, ended.stderr
+    more = [["prep/check_shards.py", "set"], ["-m", "shards", "info", "set"], ["prep/show_shards.py", "set"]]
+    said = ended.stdout + ended.stderr
+    for script, *rest in more:
+        places = [str(tmp_path / "set") if word == "set" else word for word in rest]
+        script = str(ROOT / script) if script.endswith(".py") else script
+        done = subprocess.run([sys.executable, script, *places], cwd=tmp_path, capture_output=True, timeout=200)
+        said += done.stdout + done.stderr
+    return tmp_path / "set", said.replace(str(tmp_path / "set").encode(), b"")
+
+
+def _own_table(raw: Path) -> list[str]:
+    rng = np.random.default_rng(1)
+    rows = ["file,finding,who,years,gender,report"]
+    for number in range(24):
+        name = f"StMungos/JaneDoe_{number}.dcm"
+        (raw / name).parent.mkdir(exist_ok=True)
+        header = {"PatientName": "DOE^JANE", "PatientID": "MRN4711", "PatientBirthDate": "19640229"}
+        header |= {
+            "StudyDate": "20240229",
+            "PatientSex": "F",
+            "Manufacturer": "JaneDoe Imaging",
+            "ViewPosition": "MRN4711",
+        }
+        header |= {"PatientComments": "StMungos", "ImageComments": "MRN4711", "PatientAge": "060Y"}
+        values = rng.integers(0, 4096, (40, 50), dtype=np.uint16)
+        data = written(values, **header, BurnedInAnnotation="YES" if number == 3 else "NO")
+        (raw / name).write_bytes(data[:-900] if number == 5 else data)
+        rows.append(
+            f"{name},{'ab'[number % 2]},MRN4711-{number},{('JaneDoe', '54')[number % 4 > 0]},DOE^JANE,for StMungos"
+        )
+    (raw / "labels.csv").write_text("\n".join(rows))
+    named = ["--path-column", "file", "--label-columns", "finding", "--group-column", "who"]
+    return ["--dataset", "csv", "--name", "mine", *named, "--metadata", "age=years", "sex=gender", "--channels", "1"]
+
+
+def _cbis(raw: Path) -> list[str]:
+    draw_phantoms("CBIS-DDSM", raw, 24, size=64, quiet=True)
+    for table in raw.glob("*.csv"):
+        text = table.read_text().replace("P_00001", "P_MRN4711")
+        table.write_text(text.replace("\n", ",note\n", 1).replace("calcification", "calcification,DOE^JANE"))
+    return ["--dataset", "CBIS-DDSM", "--crop", "breast", "--mirror"]
+
+
+def _slides(raw: Path) -> list[str]:
+    draw_phantoms("Camelyon-slides", raw, 10, size=512, quiet=True)
+    for path in sorted(raw.rglob("*.tif")):
+        path.rename(path.with_name(f"JaneDoe {path.name}"))
+    return ["--dataset", "slides", "--name", "mine", "--tile-size", "64"]
+
+
+def _hdf5(raw: Path) -> list[str]:
+    import h5py
+
+    draw_phantoms("Camelyon", raw, 40, quiet=True)
+    for path in raw.glob("*.h5"):
+        with h5py.File(path, "a") as file:
+            file.attrs["patient"] = "DOE^JANE"
+            file[next(iter(file))].attrs["id"] = "MRN4711"
+    for path in raw.glob("*_meta.csv"):
+        path.write_text(path.read_text().replace("camelyon16", "JaneDoe16"))
+    return ["--dataset", "Camelyon", "--format", "raw"]
+
+
+SLOW = [pytest.param(make, marks=pytest.mark.slow) for make in (_cbis, _slides, _hdf5)]
+
+
+@pytest.mark.parametrize("make", [_own_table, *SLOW])
+def test_no_kind_of_source_leaks(make: Callable[[Path], list[str]], tmp_path: Path) -> None:
+    folder, said = _files(tmp_path, make)
+    said = said.replace(b"JaneDoe raw", b"")  # the user's own --raw
+    assert_clean(said)
+    files = [path for path in folder.rglob("*") if path.is_file()] + list(tmp_path.glob("*.png"))
+    assert len(files) > 4
+    for path in files:
+        assert_clean(path.name.encode() + path.read_bytes())
+    split = ShardSet(folder).split("train")
+    for field in split.metadata_fields:
+        values = set(split.metadata(field).tolist())
+        assert not FIELDS[field].values or values <= {"", *FIELDS[field].values}

@@ -15,8 +15,10 @@ from pathlib import Path
 
 from prep.dicom import pixel_size
 from prep.records import RawDataset, Record
+from prep.subgroups import of_row
 from prep.tables import read_table
 from shards.manifest import LabelView
+from shards.metadata import Value
 
 TABLES = {f"{kind}_case_description_{split}_set.csv": split for kind in ("mass", "calc") for split in ("train", "test")}
 PATHOLOGIES = {"BENIGN_WITHOUT_CALLBACK": 0, "BENIGN": 1, "MALIGNANT": 2}
@@ -75,6 +77,12 @@ def _label(row: dict[str, str], where: str) -> int:
     return PATHOLOGIES[row["pathology"]]
 
 
+def _told(row: dict[str, str]) -> dict[str, Value]:
+    """The tables of masses say breast_density, those of calcifications breast density."""
+    named = {"side": "left or right breast", "view": "image view", "density": "breast density"}
+    return of_row({"breast density": row.get("breast_density", "")} | {k: v for k, v in row.items() if v}, named)
+
+
 def rows_of(root: Path) -> Iterator[tuple[str, str, dict[str, str]]]:
     """(where, official split, row) of each table that lies in `root`; one of the four is enough."""
     if not any((root / table).is_file() for table in TABLES):
@@ -97,7 +105,8 @@ def read_full(root: Path) -> Iterator[Record]:
             path = full_image(files) or root / case / "missing.dcm"
             before = known.labels[0] or 0 if known else 0
             later = "test" if known and known.split == "test" else split
-            found[place] = Record(case, path, (max(label, before),), row["patient_id"], later, where)
+            told = _told(row)
+            found[place] = Record(case, path, (max(label, before),), row["patient_id"], later, where, metadata=told)
         else:
             labels = (max(label, known.labels[0] or 0),)
             found[place] = replace(known, labels=labels, split="test" if split == "test" else known.split)
@@ -112,7 +121,8 @@ def read_lesions(root: Path) -> Iterator[Record]:
         full = full_image(case_and_files(row["image file path"], folders)[1])
         case, files = case_and_files(row["cropped image file path"], folders)
         path = cut_out(files, full) or root / case / "missing.dcm"
-        yield Record(f"{case} lesion", path, (_label(row, where),), row["patient_id"], split, where)
+        told = _told(row) | of_row(row, {"lesion": "abnormality type"})
+        yield Record(f"{case} lesion", path, (_label(row, where),), row["patient_id"], split, where, metadata=told)
 
 
 VIEWS = {
@@ -127,7 +137,7 @@ VIEWS = {
 }  # fmt: skip
 
 
-def _dataset(name: str, read: Callable[[Path], Iterator[Record]], tree: str) -> RawDataset:
+def _dataset(name: str, read: Callable[[Path], Iterator[Record]], tree: str, *more: str) -> RawDataset:
     return RawDataset(
         name=name,
         citation="Lee et al., A curated mammography data set for use in computer-aided detection and diagnosis "
@@ -143,11 +153,12 @@ def _dataset(name: str, read: Callable[[Path], Iterator[Record]], tree: str) -> 
         channels=1,
         group_by="patient",
         read=read,
+        metadata=("side", "view", "density", *more),
         phantoms="CBIS-DDSM",
     )
 
 
 CBIS_DDSM = _dataset("CBIS-DDSM", read_full, "…/Mass-Training_P_00001_LEFT_CC/…/*.dcm (at any depth)")
 CBIS_DDSM_LESIONS = _dataset(
-    "CBIS-DDSM-lesions", read_lesions, "…/Mass-Training_P_00001_LEFT_CC_1/…/*.dcm (at any depth)"
+    "CBIS-DDSM-lesions", read_lesions, "…/Mass-Training_P_00001_LEFT_CC_1/…/*.dcm (at any depth)", "lesion"
 )

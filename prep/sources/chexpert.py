@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
 from prep.records import RawDataset, Record, whole_number
+from prep.subgroups import of_row
 from prep.tables import read_table
 from shards.manifest import LabelView
+from shards.metadata import Value
 
 FINDINGS = (
     "No Finding",
@@ -29,6 +31,7 @@ FINDINGS = (
     "Support Devices",
 )
 POLICIES = {"U-Zeros": 0, "U-Ones": 1, "U-Ignore": None}  # what -1 becomes; blank is 0 in all of them
+TOLD = {"age": "Age", "sex": "Sex"}
 PATIENT = re.compile(r"patient\d+")
 
 
@@ -68,7 +71,13 @@ def _record(root: Path, row: dict[str, str], split: str, where: str) -> Record:
     derived = tuple(no_finding(values, uncertain) for uncertain in POLICIES.values())
     # The first folder of Path is the archive's own name, which users rename.
     path = root.joinpath(*source.parts[1:])
-    return Record(str(source), path, (*values, *derived), patient[0], split, where)
+    told = of_row(row, TOLD)
+    return Record(str(source), path, (*values, *derived), patient[0], split, where, metadata=told | _view(row))
+
+
+def _view(row: dict[str, str]) -> dict[str, Value]:
+    """AP or PA where the table says so, else frontal or lateral."""
+    return of_row(row, {"view": "AP/PA"}) or of_row(row, {"view": "Frontal/Lateral"})
 
 
 def study_split(root: Path, records: list[Record]) -> list[str]:
@@ -130,6 +139,7 @@ def _dataset(name: str, view: str) -> RawDataset:
         channels=1,
         group_by="patient",
         read=reader(view),
+        metadata=(*TOLD, "view"),
         phantoms="CheXpert",
         study_split=study_split if view == "all" else None,
         study_twice=study_twice if view == "all" else None,

@@ -8,7 +8,9 @@ from pathlib import Path, PurePosixPath
 
 from prep.records import RawDataset, Record, whole_number
 from prep.splits import SPLIT_NAMES
+from prep.subgroups import of_row
 from shards.manifest import LabelView
+from shards.metadata import Value
 
 LISTS = "ddsm_raw_image_lists"
 SOURCE_LABELS = {"normal": 0, "benign": 1, "cancer": 2}
@@ -16,11 +18,19 @@ CONVERSIONS = {".png", ".tif", ".tiff", ".jpg", ".jpeg"}
 UNSPECIFIED = 3  # the patches' lists of two classes do not say which of benign and cancer it is
 CASE = re.compile(r"([A-D])[_-](\d{4})[_-]\d")  # a scanner's letter and the case number: B_3081_1.LEFT_CC
 
+SIDE_AND_VIEW = re.compile(r"(LEFT|RIGHT)_(CC|MLO)")
+
 
 def case_of(name: str) -> str:
     """The patient's case, such as "B_3081"; a name without one is a group of its own."""
     found = CASE.search(name)
     return f"{found[1]}_{found[2]}" if found else name
+
+
+def told_by(name: str) -> dict[str, Value]:
+    """Side and view where a name has them, as DDSM's own: B_3081_1.LEFT_CC."""
+    found = SIDE_AND_VIEW.search(name)
+    return of_row({"side": found[1], "view": found[2]}, {"side": "side", "view": "view"}) if found else {}
 
 
 def label_of(name: str, where: str) -> int:
@@ -42,7 +52,7 @@ def read(root: Path) -> Iterator[Record]:
             path = root / "ddsm_raw" / entry
             if not path.exists() and path.with_suffix(".png").exists():
                 path = path.with_suffix(".png")
-            yield Record(entry, path, (label_of(name, where),), case_of(name), split, where)
+            yield Record(entry, path, (label_of(name, where),), case_of(name), split, where, metadata=told_by(name))
 
 
 def read_patches(root: Path) -> Iterator[Record]:
@@ -65,7 +75,7 @@ def read_patches(root: Path) -> Iterator[Record]:
             path = root / "ddsm_patches" / entry.strip()
             if not path.exists() and path.with_suffix(".png").exists():
                 path = path.with_suffix(".png")
-            yield Record(entry.strip(), path, (known[label],), case_of(entry), split, where)
+            yield Record(entry.strip(), path, (known[label],), case_of(entry), split, where, metadata=told_by(entry))
 
 
 def class_in(source: PurePosixPath) -> int | None:
@@ -86,7 +96,10 @@ def read_folder(root: Path) -> Iterator[Record]:
         label = class_in(source)
         split = next((SPLIT_NAMES[part.lower()] for part in source.parts[:-1] if part.lower() in SPLIT_NAMES), None)
         skip = "" if label is not None else "no folder and no file name starts with normal, benign or cancer"
-        yield Record(str(source), path, (label or 0,), case_of(str(source)), split, f"image {number}", skip)
+        told = told_by(str(source))
+        yield Record(
+            str(source), path, (label or 0,), case_of(str(source)), split, f"image {number}", skip, metadata=told
+        )
 
 
 def study_split(root: Path, records: list[Record]) -> list[str]:
@@ -123,6 +136,7 @@ def _dataset(
         channels=1,
         group_by="case",
         read=read,
+        metadata=("side", "view"),
         phantoms=name,
         study_split=None if name == "DDSM-folder" else study_split,
     )

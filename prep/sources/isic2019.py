@@ -5,6 +5,7 @@ from pathlib import Path
 
 from prep.records import RawDataset, Record, whole_number
 from prep.splits import study_shuffle
+from prep.subgroups import of_row
 from prep.tables import read_table
 from shards.manifest import LabelView
 
@@ -21,6 +22,7 @@ CLASSES = [
     "squamous cell carcinoma",
 ]
 STUDY_HELD_OUT = 0.2
+TOLD = {"age": "age_approx", "sex": "sex", "site": "anatom_site_general"}
 
 
 def find_images(root: Path) -> dict[str, Path]:
@@ -35,7 +37,7 @@ def find_images(root: Path) -> dict[str, Path]:
 def read(root: Path) -> Iterator[Record]:
     """Yield the rows of the ground truth. UNK rows are marked to be left out; a blank lesion id is its own group."""
     ISIC2019.require(root, TRUTH, METADATA)
-    lesions = {row["image"]: row["lesion_id"] for _, row in read_table(root / METADATA, ("image", "lesion_id"))}
+    rows = {row["image"]: row for _, row in read_table(root / METADATA, ("image", "lesion_id"))}
     images = find_images(root)
     for where, row in read_table(root / TRUTH, ("image", *CODES)):
         name = row["image"]
@@ -45,7 +47,9 @@ def read(root: Path) -> Iterator[Record]:
         skip = "class UNK" if marks[-1] else ""
         label = 0 if skip else marks.index(1)
         path = images.get(name, root / f"{name}.jpg")
-        yield Record(f"{name}.jpg", path, (label,), lesions.get(name) or name, None, where, skip)
+        about = rows.get(name, {})
+        lesion, told = about.get("lesion_id") or name, of_row(about, TOLD)
+        yield Record(f"{name}.jpg", path, (label,), lesion, None, where, skip, metadata=told)
 
 
 def study_split(root: Path, records: list[Record]) -> list[str]:
@@ -75,6 +79,7 @@ ISIC2019 = RawDataset(
     channels=3,
     group_by="lesion",
     read=read,
+    metadata=tuple(TOLD),
     phantoms="ISIC2019",
     study_split=study_split,
     study_cached=True,

@@ -1,12 +1,13 @@
 """`--dataset csv`: any folder of images with a table of paths and labels, so that a user's own data need no code."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from prep.records import RawDataset, Record, whole_number
 from prep.splits import SPLIT_NAMES, SPLITS
+from prep.subgroups import of_row
 from prep.tables import read_table
 from shards.manifest import LabelView
 
@@ -15,18 +16,21 @@ MAX_CLASSES = 10_000
 
 @dataclass(frozen=True)
 class TableColumns:
-    """Which columns hold what. One label column makes classes, several make a multi-label set of 0, 1, -1 and blank."""
+    """Which columns hold what. One label column makes classes, several make a multi-label set of 0, 1, -1 and blank.
+    `metadata` takes fields of shards/metadata.py to columns.
+    """
 
     table: Path
     path: str = "path"
     labels: tuple[str, ...] = ("label",)
     group: str | None = None
     split: str | None = None
+    metadata: dict[str, str] = field(default_factory=dict)
 
     @property
     def required(self) -> tuple[str, ...]:
         """Every column that the table must have."""
-        return (self.path, *self.labels, *filter(None, (self.group, self.split)))
+        return (self.path, *self.labels, *filter(None, (self.group, self.split)), *self.metadata.values())
 
 
 def class_names(columns: TableColumns) -> list[str]:
@@ -75,6 +79,7 @@ def table_dataset(
         default_view="default",
         target_metric=target_metric or ("balanced_accuracy" if single else "roc_auc"),
         channels=channels,
+        metadata=tuple(columns.metadata),
         group_by=columns.group or "image",
         read=read,
         notes=() if columns.group else ("no group column was named: images of one patient are not kept together",),
@@ -94,7 +99,8 @@ def _record(root: Path, row: dict[str, str], columns: TableColumns, classes: lis
         named = zip(columns.labels, cells, strict=True)
         labels = tuple(whole_number(cell, f"{name} in {where}") if cell else None for name, cell in named)
     group = (row[columns.group] if columns.group else "") or source
-    return Record(source, root / source, labels, group, _split(row, columns, where), where, skip)
+    told = of_row(row, columns.metadata)
+    return Record(source, root / source, labels, group, _split(row, columns, where), where, skip, metadata=told)
 
 
 def _split(row: dict[str, str], columns: TableColumns, where: str) -> str | None:

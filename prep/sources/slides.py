@@ -14,10 +14,12 @@ from prep.sources.camelyon import CAMELYON
 from prep.tables import read_table
 from prep.whole_slides import Region, TileOptions, open_slide, side_at_level_0, tiles
 from shards.manifest import LabelView
+from shards.metadata import Value
 
 SUFFIXES = {".tif", ".tiff", ".svs", ".ndpi", ".scn", ".mrxs", ".bif", ".svslide", ".vms", ".vmu"}
 LEAVE_OUT = "leave_out.txt"  # names of slides, one a line
 STAGES = "stage_labels.csv"  # Camelyon17: patient_000_node_0.tif,negative
+CAMELYON17 = re.compile(r"patient_(\d{3})_node_\d")
 PATIENT = re.compile(r"patient_\d+")
 
 
@@ -57,6 +59,7 @@ def _records(root: Path, path: Path, number: int, options: TileOptions, label: i
     split = "test" if path.stem.lower().startswith("test_") else "train"
     patient = PATIENT.match(path.stem)
     group = patient[0] if patient else path.stem
+    told: dict[str, Value] = {"pixel_spacing_mm": options.microns / 1000}
     regions, reason = _tiles(path, where, options) if not isinstance(label, str) else ([], label)
     if reason:
         yield Record(source, path, (0,), group, split, where, reason)
@@ -66,7 +69,22 @@ def _records(root: Path, path: Path, number: int, options: TileOptions, label: i
     for position in _few(labels, options.most, number):
         region = regions[position]
         name = f"{source} {region.left:.0f},{region.top:.0f} {region.side:.3f}"
-        yield Record(name, path, (int(labels[position]),), group, split, f"{where} tile {position}", region=region)
+        yield Record(
+            name,
+            path,
+            (int(labels[position]),),
+            group,
+            split,
+            f"{where} tile {position}",
+            region=region,
+            metadata=told | _centre(path),
+        )
+
+
+def _centre(path: Path) -> dict[str, Value]:
+    """The hospital of a slide of Camelyon17: twenty patients each, in their order."""
+    patient = CAMELYON17.match(path.stem.lower())
+    return {"centre": str(int(patient[1]) // 20)} if patient and int(patient[1]) < 200 else {}
 
 
 def label_of(path: Path, outlines: dict[str, Path], stages: dict[str, str]) -> int | Path | str:
@@ -121,6 +139,7 @@ CAMELYON_SLIDES = replace(
     phantoms="Camelyon-slides",
     study_split=None,
     unpack=None,
+    metadata=("centre", "pixel_spacing_mm"),
     notes=(
         "a tile outside every outline counts as normal: name slides that are outlined in part alone in leave_out.txt",
     ),
@@ -141,6 +160,7 @@ SLIDES = RawDataset(
     read=plain_reader(TileOptions()),
     phantoms="Camelyon-slides",
     auto_split="none",
+    metadata=("pixel_spacing_mm",),
 )
 
 
