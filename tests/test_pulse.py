@@ -23,8 +23,10 @@ if world > 1:
 with Pulse(Ranks(rank, world), Path(sys.argv[1]), minutes=float(sys.argv[3]), every=0.2, dead=3, grace=0.5) as pulse:
     pulse.beat("step 3, waiting for data")
     print("ready", flush=True)
-    if what == "error" and rank == 1:
+    if what in ("error", "raise") and rank == 1:
         raise KeyError("a defect")
+    if what == "raise":
+        time.sleep(30)
     if rank == world - 1 and what != "none":
         ctypes.PyDLL(None).sleep(60) if what == "blocked" else time.sleep(60)
     pulse.beat("step 3, meeting the other ranks")
@@ -86,6 +88,15 @@ def test_a_peers_failure_ends_the_others(tmp_path: Path) -> None:
     (code, told), (other, trace) = ended(ranks(tmp_path, "error"))
     assert (code, other) == (1, 1) and "KeyError" in trace
     assert "rank 1 failed first: KeyError: 'a defect'" in told or "Connection closed by peer" in told, told
+
+
+@pytest.mark.slow
+def test_the_first_rank_shows_the_traceback_of_another_machine(tmp_path: Path) -> None:
+    """One rank a machine, as `Ranks` has it here: nobody else reads the other machine's words."""
+    (code, told), (other, trace) = ended(ranks(tmp_path, "raise"))
+    assert (code, other) == (1, 1) and "KeyError: 'a defect'" in trace
+    assert "rank 1 failed first, with\nTraceback (most recent call last):" in told, told
+    assert "KeyError: 'a defect'" in told and "error: rank 1 failed first: KeyError" in told, told
 
 
 @pytest.mark.slow

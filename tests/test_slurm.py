@@ -3,6 +3,7 @@
 The slow tests start munged, slurmctld and slurmd on loopback, as root: apt-get install slurm-wlm munge.
 """
 
+import json
 import os
 import shutil
 import socket
@@ -16,6 +17,7 @@ import pytest
 from test_run import FAST, losses, quiet_machine
 
 from shards.errors import run_cli
+from train import study
 from train.sbatch import main, parse_args, script_of
 
 __all__ = ["quiet_machine"]
@@ -166,11 +168,12 @@ def state(job: str) -> str:
     return found[0].partition("=")[2] if found else "gone"
 
 
-def wait_for(what: str, met: object, folder: Path, log: Path) -> None:
-    """Until `met()` is true."""
+def wait_for(what: str, met: object, job: str, log: Path) -> None:
+    """Until `met()` is true; a job that fails meanwhile ends the test."""
     deadline = time.monotonic() + DEADLINE_SECONDS
     while not met():  # type: ignore[operator]
         told = log.read_text()[-3000:] if log.is_file() else "no log"
+        assert state(job) != "FAILED", told
         assert time.monotonic() < deadline, f"{what}: not in {DEADLINE_SECONDS} s\n{told}\n{command_line('squeue')}"
         time.sleep(0.2)
 
@@ -189,20 +192,33 @@ def test_a_preempted_job_is_requeued_and_loses_nothing(
     subprocess.run(whole, check=True, capture_output=True)
     assert main(parse_args(["--partition", "low", "--", *train_words(tiny_set, "job"), *length])) == 0
     job, run, log = capsys.readouterr().out.split()[1].strip(":"), Path("runs/job"), Path("runs/job.slurm.log")
-    wait_for("ten steps", lambda: steps(run) >= 10, slurm, log)
+    wait_for("ten steps", lambda: steps(run) >= 10, job, log)
     urgent = command_line("sbatch", "--parsable", "--partition=high", "--output=urgent.log", "--wrap", "sleep 5")
-    wait_for("the preemption", lambda: state(job) == "PENDING", slurm, log)
+    wait_for("the preemption", lambda: state(job) == "PENDING", job, log)
     reached = steps(run)
     assert 10 <= reached < 150 and "stopped by a signal at step" in log.read_text()
     assert not (run / "results.json").exists()
-    wait_for("the urgent job's end", lambda: state(urgent) == "COMPLETED", slurm, log)
+    wait_for("the urgent job's end", lambda: state(urgent) == "COMPLETED", job, log)
     command_line(
         "scontrol", "update", f"JobId={job}", "StartTime=now"
     )  # Slurm lets a requeued job wait for two minutes
-    wait_for("the job's end", lambda: state(job) not in ("PENDING", "RUNNING", "COMPLETING"), slurm, log)
+    wait_for("the job's end", lambda: state(job) not in ("PENDING", "RUNNING", "COMPLETING"), job, log)
     assert state(job) == "COMPLETED", log.read_text()
     assert f"resumed at step {reached} of 150" in log.read_text()
     assert losses(run) == losses(Path("runs/whole")) and losses(run, "val") == losses(Path("runs/whole"), "val")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_study_through_submitit(slurm: Path, tiny_set: Path, tmp_path: Path) -> None:
+    base = f'[base]\nshards = "{tiny_set}"\nmodel = "test_vit"\nstart = "ri"\nimage_size = 32\nglobal_batch = 16\n'
+    (tmp_path / "pair.toml").write_text(base + "epochs = 1\n[grid]\nseed = [0, 1]\n")
+    words = [str(tmp_path / "pair.toml"), "--out", str(tmp_path / "out"), "--on", "slurm"]
+    words += ["--slurm", "partition=low", "timeout_min=30", "cpus_per_task=1"]
+    assert study.main(study.parse_args(words)) == 0
+    told = json.loads((tmp_path / "out" / "pair" / "study.json").read_text())
+    assert [run["state"] for run in told["runs"]] == ["done", "done"] and told["rows"][0]["done"] == 2
+    assert study.main(study.parse_args(words)) == 0  # nothing is left to do
 
 
 @pytest.mark.slow
@@ -212,10 +228,10 @@ def test_a_cancelled_job_leaves_a_checkpoint_and_does_not_come_back(
 ) -> None:
     assert main(parse_args(["--ranks-per-node", "2", "--", *train_words(tiny_set, "job"), "--epochs", "200"])) == 0
     job, run, log = capsys.readouterr().out.split()[1].strip(":"), Path("runs/job"), Path("runs/job.slurm.log")
-    wait_for("five steps", lambda: steps(run) >= 5, slurm, log)
+    wait_for("five steps", lambda: steps(run) >= 5, job, log)
     command_line("scancel", "--full", "--signal=TERM", job)
     command_line("scancel", job)
-    wait_for("its end", lambda: state(job) not in ("PENDING", "RUNNING", "COMPLETING"), slurm, log)
+    wait_for("its end", lambda: state(job) not in ("PENDING", "RUNNING", "COMPLETING"), job, log)
     time.sleep(3)
     assert state(job) == "CANCELLED", log.read_text()
     assert "stopped by a signal at step" in log.read_text() and "2 ranks" in log.read_text()

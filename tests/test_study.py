@@ -177,6 +177,19 @@ def test_mistakes_are_one_line(tmp_path: Path, text: str, message: str) -> None:
     assert "\n" not in str(error.value).rstrip()
 
 
+def test_options_of_sbatch_reach_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [str(grid_file(tmp_path)), "--out", str(tmp_path / "out"), "--on", "slurm", "--slurm", "partition=gpu"]
+    (tmp_path / "srun").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ValueError, match=r"--slurm: submitit does not take this: .*no_such_option"):
+        main(parse_args([*words, "timeout_min=60", "no_such_option=1"]))
+    with pytest.raises(ValueError, match="write KEY=VALUE"):
+        main(parse_args([*words, "timeout_min"]))
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(ValueError, match=r"--on slurm: .*srun.*--on here runs on this machine"):
+        main(parse_args(words))
+
+
 def test_values_become_words() -> None:
     assert flag("autoscale_lr", True) == ["--autoscale-lr"] and flag("verify", False) == ["--no-verify"]
     assert flag("crop_scale", [0.5, 1]) == ["--crop-scale", "0.5,1"]

@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from train.engine import Ranks
 DEAD_SECONDS = 60.0  # without a sign of life of its thread a rank is dead
 GRACE_SECONDS = 15.0  # ranks that end by themselves are given so long
 EXIT_HUNG = 1
+TRACE = 20_000  # characters of a traceback, the last
 _STDERR = 2  # the real one
 _stores: list[Any] = []  # the first rank's stay until the process ends: peers may still be on their way out
 
@@ -66,6 +68,7 @@ class Pulse:
         self._stop.set()
         self._thread.join(self._grace)
         if error is not None:
+            self._keep_trace(error)
             self._tell(f"{self.ranks.rank} {_first_line(error)}")
         faulthandler.cancel_dump_traceback_later()
 
@@ -75,7 +78,23 @@ class Pulse:
             end = self._end()
         except RuntimeError:
             return None
-        return None if end is None or end[0] == self.ranks.rank else f"rank {end[0]} failed first: {end[1]}"
+        if end is None or end[0] == self.ranks.rank:
+            return None
+        self._show_trace(end[0])
+        return f"rank {end[0]} failed first: {end[1]}"
+
+    def _keep_trace(self, error: BaseException) -> None:
+        if self._store is not None:
+            try:
+                self._store.set(f"trace/{self.ranks.rank}", "".join(traceback.format_exception(error))[-TRACE:])
+            except RuntimeError:
+                pass  # the first rank, which holds the store, has gone
+
+    def _show_trace(self, rank: int) -> None:
+        """On the first rank: the traceback of one on another machine, whose own words may end up elsewhere."""
+        if self._store is not None and self.ranks.first and rank not in self.ranks.of_node:
+            trace = self._store.get(f"trace/{rank}").decode()
+            print(f"rank {rank} failed first, with\n{trace}", file=sys.__stderr__, flush=True)
 
     # ---- the thread
 
@@ -123,7 +142,10 @@ class Pulse:
             if end[0] < 0:
                 return end[1]
             # A rank that fails ends alone, and its launcher the others; without one they are left to us.
-            return None if self._stop.wait(self._grace) else f"rank {end[0]} failed first: {end[1]}"
+            if self._stop.wait(self._grace):
+                return None
+            self._show_trace(end[0])
+            return f"rank {end[0]} failed first: {end[1]}"
         watched = range(self.ranks.world) if self.ranks.first else [0]
         pulses = {rank: json.loads(self._store.get(f"pulse/{rank}")) for rank in watched}
         for rank, pulse in pulses.items():

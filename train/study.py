@@ -39,6 +39,16 @@ from train.study_table import last_line, rows, table, unfinished
 ROOT = Path(__file__).resolve().parents[1]
 SET_BY_STUDY = ("name", "out")
 TAIL = 400  # characters of a failed run's last words
+SHARED = (
+    "name",
+    "timeout_min",
+    "mem_gb",
+    "nodes",
+    "cpus_per_task",
+    "gpus_per_node",
+    "tasks_per_node",
+    "stderr_to_stdout",
+)
 CHECKPOINT_SECONDS = 80  # submitit warns 90 seconds before the end
 ALIVE_SECONDS = 30  # a trainer touches its lock every five
 STOPPED = "stopped by a signal; the same command goes on"
@@ -237,8 +247,13 @@ def run_submitted(study: Study, cluster: str, options: Mapping[str, Any], tries:
         missing = [run for run in study.runs if run.results is None]
         if not missing:
             break
-        executor = submitit.AutoExecutor(folder=study.folder / "jobs", cluster=cluster)
-        executor.update_parameters(**options)
+        try:
+            executor = submitit.AutoExecutor(folder=study.folder / "jobs", cluster=cluster)
+            executor.update_parameters(**options)
+        except RuntimeError as error:
+            raise ValueError(f"--on {cluster}: {error} (--on here runs on this machine)") from None
+        except (NameError, TypeError, AssertionError) as error:
+            raise ValueError(f"--slurm: submitit does not take this: {error}") from None
         jobs = executor.submit_array(missing)
         print(
             f"{len(jobs)} jobs: {', '.join(job.job_id for job in jobs[:8])}{', …' if len(jobs) > 8 else ''}", flush=True
@@ -265,7 +280,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("runs/studies"), help="the runs go below OUT/NAME")
     parser.add_argument("--on", choices=("here", "slurm", "local"), default="here", help="local: submitit's processes")
     parser.add_argument("--parallel", type=int, default=1, help="with --on here: runs at a time")
-    parser.add_argument("--slurm", nargs="*", default=[], metavar="KEY=VALUE", help="parameters of submitit")
+    parser.add_argument(
+        "--slurm", nargs="*", default=[], metavar="KEY=VALUE", help="timeout_min, mem_gb, … and sbatch's"
+    )
     parser.add_argument("--tries", type=int, default=2, help="of a run that fails")
     parser.add_argument("--show", action="store_true", help="the table alone: run nothing")
     parser.add_argument("--json", action="store_true", help="the table as JSON")
@@ -312,8 +329,18 @@ def _run_missing(study: Study, args: argparse.Namespace) -> dict[str, str]:
     options = dict(word.split("=", 1) for word in args.slurm if "=" in word)
     if len(options) < len(args.slurm):
         raise ValueError(f"--slurm {' '.join(args.slurm)}: write KEY=VALUE, such as partition=gpu timeout_min=600")
-    numbers = {key: int(value) if value.isdigit() else value for key, value in options.items()}
-    return run_submitted(study, args.on, numbers, args.tries)
+    return run_submitted(
+        study, args.on, {_of_submitit(key): _typed(value) for key, value in options.items()}, args.tries
+    )
+
+
+def _of_submitit(key: str) -> str:
+    """The option's name there."""
+    return key if key in SHARED or key.startswith("slurm_") else f"slurm_{key}"
+
+
+def _typed(value: str) -> Any:
+    return {"true": True, "false": False}.get(value.lower(), int(value) if value.isdigit() else value)
 
 
 if __name__ == "__main__":
