@@ -5,9 +5,9 @@
     python train/run.py --resume runs/NAME                                                        # one rank goes on
 
 Reads a shard set and ds_config.json; writes runs/NAME (see train/rundir.py). Every field of train/config.py is a flag;
---config FILE (JSON or TOML with its sections, or the config.json of a run) lies under the flags. Exit codes: 0 done, 1 a
-failure with a traceback or a rank that died, 2 a mistake that one line names, 75 stopped by a signal with a checkpoint
-(--resume goes on).
+--config FILE (JSON or TOML with its sections, or the config.json of a run) lies under the flags. Exit codes: 0 done,
+1 a failure with a traceback, or a rank that died or hung, 2 a mistake that one line names, 75 stopped by a signal with
+a checkpoint (--resume goes on).
 """
 
 import argparse
