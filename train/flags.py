@@ -18,7 +18,8 @@ ABOUT = """Train a timm model on a shard set.
     ./launch.sh train --resume runs/ddsm
     RANKS=2 ./launch.sh train --config mine.toml --lr 3e-4"""
 MORE = """--help-all shows every flag. --config FILE (JSON or TOML, or the config.json of a run) lies under them. Exit
-codes: 0 done, 1 a failure, 2 a mistake that one line names, 75 stopped by a signal with a checkpoint (--resume goes on)."""
+codes: 0 done, 1 a failure, 2 a mistake that one line names, 75 stopped by a signal with a checkpoint (--resume goes
+on)."""
 # What --help shows; --help-all shows the rest, too.
 RARE = {"study_exact", "stop_after_steps", "ds_config", "micro_batch", "offload", "gradient_clipping"}
 COMMON = {
