@@ -67,7 +67,7 @@ def corner_map(matrix: np.ndarray) -> np.ndarray:
 def _jitter_columns(operator: ColorJitter, params: Params) -> Params:
     """For each place in the order and each step in use whether that step is taken there, and the factors."""
     steps = [(n, name) for n, name in enumerate(JITTER_STEPS) if getattr(operator, name) > 0]
-    fed = {name: params[name] for _, name in steps}
+    fed = {"active": params["active"]} | {name: params[name] for _, name in steps}
     for place in range(len(JITTER_STEPS)):
         fed |= {f"{place}-{name}": params["active"] & (params["order"][:, place] == n) for n, name in steps}
     return fed
@@ -245,6 +245,13 @@ STEPS: dict[int, dict[str, Callable[[Any, Any, Feeds], Any]]] = {  # one channel
 
 
 def _jitter(operator: ColorJitter, image: Any, feeds: Feeds) -> Any:
+    """One condition around all steps: the others of the batch pass by them at once."""
+    if feeds["active"]:
+        image = _jittered(image, feeds)
+    return image
+
+
+def _jittered(image: Any, feeds: Feeds) -> Any:
     steps = STEPS[feeds["channels"]]
     for place in range(len(JITTER_STEPS)):
         for name in steps:

@@ -51,6 +51,20 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
+MOST_WAITING = 0.05  # share of the time; above it the data are slower than the network
+
+
+def advice(share: float) -> str:
+    """What to do where training waits for data; nothing to say below MOST_WAITING."""
+    if share <= MOST_WAITING:
+        return ""
+    return (
+        f"waited for data {share:.0%} of the time, more than {MOST_WAITING:.0%}: raise --threads up to the cores of a "
+        "rank, store images nearer to the size trained at, or take a lighter --preset; python -m shards bench DIR says "
+        "which of reading, decoding and augmentation is the limit"
+    )
+
+
 class Reporter:
     """Writes where `folder` is given (rank 0), and is silent where it is None.
 
@@ -65,6 +79,7 @@ class Reporter:
         self.bar: Any = None
         self._start, self._steps, self._wait, self._seen = time.monotonic(), 0, 0.0, 0
         self.per_step = per_step
+        self._advised, self._records = False, 0
         if folder is None:
             return
         path = folder / "metrics.jsonl"
@@ -118,6 +133,10 @@ class Reporter:
                     f"lr {record['lr']:.3g} {speed:.0f} images/s, waited for data {share:.0%}, {memory_gb():.1f} GB, "
                     f"{duration(left)} left"
                 )
+        self._records += 1
+        if self._records > 1 and not self._advised and advice(share):  # the first record has the start in it
+            self._advised = True
+            self.say(advice(share))
 
     def picture(self, tag: str, image: np.ndarray, step: int) -> None:
         """An image uint8[h, w, 3] for TensorBoard."""
