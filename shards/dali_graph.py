@@ -166,9 +166,17 @@ def inverted_from(image: Any, threshold: Any, depth: Feeds) -> Any:
     return stored(levels + chosen * (depth["largest"] - 2.0 * levels), depth)
 
 
+def _without_colour(image: Any, factor: float, feeds: Feeds) -> Any:
+    if feeds["largest"] != 255.0:
+        return saturation(image, factor, feeds)
+    rows = [*LUMA] * 3
+    made = fn.coord_transform(image, M=rows, T=[-TRUNCATING] * 3, dtype=types.DALIDataType.UINT8)
+    return fn.reinterpret(made, layout="HWC")
+
+
 def _gray(operator: Grayscale, image: Any, feeds: Feeds) -> Any:
     if feeds["channels"] == 3:
-        image = step(saturation, image, feeds["active"], 0.0, feeds)
+        image = step(_without_colour, image, feeds["active"], 0.0, feeds)
     return image
 
 
@@ -194,22 +202,41 @@ def luma(levels: Any, depth: Feeds) -> Any:
     return math.floor(gray) if depth["largest"] == 255.0 else gray
 
 
+TRUNCATING = 0.4999  # taken off a level before DALI rounds it
+
+
 def brightness(image: Any, factor: Any, depth: Feeds) -> Any:
     """Levels times the factor."""
+    if depth["largest"] == 255.0:  # one operator: written as arithmetic it is four
+        return fn.brightness(image, brightness=factor, brightness_shift=-TRUNCATING / 255.0)
     return stored(fn.cast(image, dtype=types.DALIDataType.FLOAT) * factor, depth)
 
 
 def contrast(image: Any, factor: Any, depth: Feeds) -> Any:
-    """Towards the mean of the grey image."""
+    """Towards the mean of the grey image; truncation lowers that of bytes by half a level."""
+    if depth["largest"] == 255.0:
+        means = fn.reductions.mean(image, axes=(0, 1))
+        middle = means[0] if depth["channels"] == 1 else _mixed(means) - 0.5
+        return stored(image * factor + (1.0 - factor) * middle, depth)
     levels = fn.cast(image, dtype=types.DALIDataType.FLOAT)
     gray = levels if depth["channels"] == 1 else luma(levels, depth)
     return stored(levels * factor + (1.0 - factor) * fn.reductions.mean(gray), depth)
 
 
+def _mixed(means: Any) -> Any:
+    return LUMA[0] * means[0] + LUMA[1] * means[1] + LUMA[2] * means[2]
+
+
 def saturation(image: Any, factor: Any, depth: Feeds) -> Any:
-    """Towards the grey image; one channel stays."""
+    """Towards the grey image; one channel stays. Of bytes a matrix: grey levels apart cost more."""
     if depth["channels"] == 1:
         return image
+    if depth["largest"] == 255.0:
+        rows = np.tile(np.array(LUMA, np.float32), (3, 1))
+        matrix = types.Constant(np.eye(3, dtype=np.float32)) * factor + types.Constant(rows) * (1.0 - factor)
+        offset = types.Constant(np.ones(3, np.float32)) * (-TRUNCATING - 0.5 * (1.0 - factor))
+        turned = fn.coord_transform(image, M=matrix, T=offset, dtype=types.DALIDataType.UINT8)
+        return fn.reinterpret(turned, layout="HWC")
     levels = fn.cast(image, dtype=types.DALIDataType.FLOAT)
     return stored(levels * factor + (1.0 - factor) * luma(levels, depth), depth)
 
