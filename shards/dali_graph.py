@@ -233,8 +233,9 @@ def saturation(image: Any, factor: Any, depth: Feeds) -> Any:
         return image
     if depth["largest"] == 255.0:
         rows = np.tile(np.array(LUMA, np.float32), (3, 1))
-        matrix = types.Constant(np.eye(3, dtype=np.float32)) * factor + types.Constant(rows) * (1.0 - factor)
-        offset = types.Constant(np.ones(3, np.float32)) * (-TRUNCATING - 0.5 * (1.0 - factor))
+        constant: Any = types.Constant
+        matrix = constant(np.eye(3, dtype=np.float32)) * factor + constant(rows) * (1.0 - factor)
+        offset = constant(np.ones(3, np.float32)) * (-TRUNCATING - 0.5 * (1.0 - factor))
         turned = fn.coord_transform(image, M=matrix, T=offset, dtype=types.DALIDataType.UINT8)
         return fn.reinterpret(turned, layout="HWC")
     levels = fn.cast(image, dtype=types.DALIDataType.FLOAT)
