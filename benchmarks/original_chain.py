@@ -43,7 +43,7 @@ def main() -> int:
         data = path.read_bytes()
         squashed = functional.resize(Image.open(io.BytesIO(data)).convert("RGB"), [256, 256])
         for short_side in o.short_sides:
-            pixels, encoded = prepare(data, PixelOptions(short_side=short_side))
+            pixels, encoded, _ = prepare(data, PixelOptions(short_side=short_side))
             for name, chain in CHAINS.items():
                 sizes, zeros = np.array([pixels.shape[:2]]), np.zeros(1, np.int64)
                 drawn = chain.draw(DrawKeys(0, zeros, np.array([i], np.uint64), zeros), *sizes.T)

@@ -21,7 +21,7 @@ from PIL import Image
 import prep.convert
 import prep.tasks
 from prep.convert import convert
-from prep.images import PixelOptions, encode
+from prep.images import PixelOptions, Prepared, encode
 from prep.phantoms import SALT_NAME, draw_phantoms
 from prep.planning import ConvertOptions, shard_samples
 from prep.private import PrivateFolder
@@ -29,6 +29,7 @@ from prep.sources import DATASETS
 from shards.checking import check_set
 from shards.decoding import decode
 from shards.manifest import Manifest
+from shards.metadata import Metadata
 from shards.shardset import ShardSet
 
 DDSM = DATASETS["DDSM"]
@@ -147,11 +148,11 @@ def test_an_interrupted_run_goes_on_and_keeps_what_is_whole(
     make(raw, tmp_path / "a")
     real, calls = prep.tasks.prepare, []
 
-    def failing(data: bytes, options: PixelOptions) -> tuple[np.ndarray, bytes]:
+    def failing(data: bytes, options: PixelOptions, known: Metadata) -> Prepared:
         calls.append(1)
         if len(calls) == 30:
             raise KeyboardInterrupt
-        return real(data, options)
+        return real(data, options, known)
 
     monkeypatch.setattr(prep.tasks, "prepare", failing)
     with pytest.raises(KeyboardInterrupt):
@@ -162,7 +163,7 @@ def test_an_interrupted_run_goes_on_and_keeps_what_is_whole(
     damaged = tmp_path / "b" / "train-000001.tar"
     damaged.write_bytes(damaged.read_bytes()[:-600] + bytes(600)[::-1][:1] * 88)
     calls.clear()
-    monkeypatch.setattr(prep.tasks, "prepare", lambda data, options: (calls.append(1), real(data, options))[1])
+    monkeypatch.setattr(prep.tasks, "prepare", lambda *given: (calls.append(1), real(*given))[1])
     make(raw, tmp_path / "b")
     assert len(calls) == 60 - 2 * 8  # two whole shards kept, the damaged one made again
     assert digests(tmp_path / "a") == digests(tmp_path / "b")
