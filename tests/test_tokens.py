@@ -46,13 +46,13 @@ def everything(session: Session, state: str) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize(("images", "shape"), [(12, (3, 5, 4)), (9, (CHUNK + 77,)), (5, (1,))])
-@pytest.mark.parametrize("mean", [0, 300])
+@pytest.mark.parametrize("mean", [0, 2, 300])
 def test_grams_are_those_of_float64_whatever_the_mean(images, shape, mean):
     generator = torch.Generator().manual_seed(1)
     layers = [torch.randn(images, *shape, generator=generator) + mean for _ in range(3)]
     exact = np.stack([linear_gram(layer.double().numpy()) for layer in layers])
     length = exact.trace(axis1=1, axis2=2).max() / images  # squared, of an image from the mean
-    np.testing.assert_allclose(u_centre(grams(layers)) / length, u_centre(exact) / length, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(u_centre(grams(layers)) / length, u_centre(exact) / length, rtol=0, atol=3e-6)
 
 
 def test_grams_take_half_precision_and_leave_blas_its_threads():
@@ -128,7 +128,12 @@ def test_hooks_are_gone_after_tokens(session, monkeypatch):
     token_hsic([(session, "end")], 6, 0)
     whole_token_hsic([(session, "end")], 1e6)
     assert len(built) >= 2
-    assert not any(module._forward_hooks or module._forward_pre_hooks for model in built for module in model.modules())
+    assert not any(
+        module._forward_hooks or module._forward_pre_hooks
+        for model in built
+        for part in model.children()
+        for module in part.modules()
+    )
 
 
 def test_jackknife_error_is_the_spread_over_draws():
