@@ -94,14 +94,14 @@ def _finished_set(out: Path, options: ConvertOptions) -> Manifest | None:
 
 def _already_done(manifest: Manifest, out: Path, plan: Planned, options: ConvertOptions) -> Manifest:
     shards = [info for split in manifest.splits.values() for info in split.shards]
-    if any(info.packed != (options.compress == "zstd") for info in shards):
-        raise ValueError(
-            f"{_place(out, options)} already holds this set with other --compress: choose another --out, or copy it"
-        )
     if manifest.set_id != plan.set_id:
         raise ValueError(
             f"{_place(out, options)} already holds another finished set (other raw files, options, seed or salt): "
             f"choose another --out, or delete it and {out.name}.private first"
+        )
+    if any(info.packed != (options.compress == "zstd") for info in shards):
+        raise ValueError(
+            f"{_place(out, options)} already holds this set with other --compress: choose another --out, or copy it"
         )
     there = _sizes(out, options.url)
     for info in shards:
@@ -130,10 +130,10 @@ def _check_output(out: Path, url: str | None) -> None:
     if url is None and out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file: choose another --out")
     names = _sizes(out, url)
-    strangers = [] if MANIFEST_NAME in names else sorted(name for name in names if not OURS.fullmatch(name))
+    strangers = 0 if MANIFEST_NAME in names else sum(not OURS.fullmatch(name) for name in names)
     if strangers:
         where = out if url is None else shown(url)
-        raise ValueError(f"{where} holds files that are not a shard set's ({strangers[0]} …): choose an empty --out")
+        raise ValueError(f"{where} holds files that are not a shard set's ({strangers} of them): choose an empty --out")
 
 
 def _run(

@@ -85,6 +85,8 @@ def _render(header, bits: int) -> np.ndarray:  # type: ignore[no-untyped-def]  #
     values = pixel_array(header, index=0)
     if header.PhotometricInterpretation == "PALETTE COLOR":
         values = apply_color_lut(values, header)
+    if bits == 16 and (values.ndim == 3 or int(header.BitsStored) > 16):
+        raise UndecodableImage("colour, or more than 16 bits stored: neither is kept in 16 bits of grey")
     if values.ndim == 3:
         return (values >> max(int(header.BitsStored) - 8, 0)).astype(np.uint8)
     stored = int(header.BitsStored)

@@ -28,7 +28,7 @@ def read_row(path: Path, row: int) -> np.ndarray:
     """One image, uint8[h, w, 3]; UndecodableImage where it cannot be read."""
     try:
         images = open_images(path)
-        pixels = np.asarray(patiently("a raw file", lambda: images[row]) if is_far(path) else images[row])
+        pixels = np.asarray(patiently("a raw file", lambda: images[row], private=True) if is_far(path) else images[row])
     except StoreFailed:
         raise
     except (OSError, ValueError) as error:

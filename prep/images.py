@@ -230,10 +230,10 @@ def read_file(path: Path) -> bytes:
         StoreFailed: a store does not give it, which says nothing of the image.
     """
     try:
-        return patiently("a raw file", path.read_bytes) if is_far(path) else path.read_bytes()
+        return patiently("a raw file", path.read_bytes, private=True) if is_far(path) else path.read_bytes()
     except StoreFailed:
         raise
     except FileNotFoundError:
         raise UndecodableImage("the file is missing") from None
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise UndecodableImage(f"the file cannot be read ({type(error).__name__})") from None

@@ -5,8 +5,9 @@ is not left out. What is not there, or is of no image, is.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -53,8 +54,33 @@ def is_far(path: Path) -> bool:
     return not isinstance(path, Path)
 
 
-def patiently(what: str, act: Callable[[], T]) -> T:
+@contextmanager
+def nameless(root: Path) -> Iterator[None]:
+    """What cannot be read below a raw folder is told in one line without its name, which may be a patient's.
+
+    Raises:
+        ValueError: in place of an OSError of a file, or of what a store's client raises.
+    """
+    try:
+        yield
+    except (ValueError, StoreFailed):
+        raise
+    except Exception as error:
+        if not (isinstance(error, OSError) or is_far(root)):
+            raise
+        raise ValueError(f"a file or folder in {shown(str(root))} cannot be read ({kind_of(error)})") from None
+
+
+def kind_of(error: BaseException) -> str:
+    """What went wrong with a raw file, without the error's text: clients and systems quote names in it."""
+    said = error.strerror if isinstance(error, OSError) else getattr(error, "status", None)
+    return f"{type(error).__name__}{f': {said}' if said else ''}"
+
+
+def patiently(what: str, act: Callable[[], T], *, private: bool = False) -> T:
     """What `act` returns, tried again where the store fails. FileNotFoundError comes through.
+
+    `private`: names of raw files may stand in the store's message, of which only the kind is told.
 
     Raises:
         StoreFailed: it failed ATTEMPTS times, or refuses access.
@@ -62,26 +88,33 @@ def patiently(what: str, act: Callable[[], T]) -> T:
     for attempt in range(ATTEMPTS):
         try:
             return act()
-        except FileNotFoundError:
-            raise
+        except FileNotFoundError as error:
+            if (cause := error.__cause__) is None or not _of_a_server(cause):
+                raise
+            last = cause
         except PermissionError as error:
             raise StoreFailed(f"{what}: access is refused ({type(error).__name__}): check the credentials") from None
         except Exception as error:  # each store's client has errors of its own
             last = error
-            if attempt + 1 < ATTEMPTS:
-                time.sleep(FIRST_WAIT_SECONDS * 2**attempt)
-    reason = f"{type(last).__name__}: {scrub(str(last))}"
+        if attempt + 1 < ATTEMPTS:
+            time.sleep(FIRST_WAIT_SECONDS * 2**attempt)
+    reason = kind_of(last) if private else f"{type(last).__name__}: {scrub(str(last))}"
     raise StoreFailed(f"{what}: {reason}; gave up after {ATTEMPTS} tries: run the same command to go on") from None
+
+
+def _of_a_server(cause: BaseException) -> bool:
+    """Whether a web server that is busy or gone is behind what fsspec calls a missing file."""
+    return type(cause).__module__.startswith("aiohttp") and getattr(cause, "status", None) not in (404, 410)
 
 
 def sizes(root: Path, paths: Iterable[Path]) -> list[int]:
     """Bytes of each file, -1 where there is none. A store is asked for one listing, not for each file, where it can."""
     if not is_far(root):
-        return [path.stat().st_size if path.is_file() else -1 for path in paths]
+        return [_size(path) for path in paths]
     store, paths = root.fs, list(paths)  # type: ignore[attr-defined]
     listed: dict[str, dict[str, Any]] = {}
     try:
-        listed = patiently("listing the raw folder", lambda: store.find(root.path, detail=True))  # type: ignore[attr-defined]
+        listed = patiently("listing the raw folder", lambda: store.find(root.path, detail=True), private=True)  # type: ignore[attr-defined]
     except (FileNotFoundError, StoreFailed):
         pass  # a web server without listings: each file is asked for
     known = {store._strip_protocol(name).rstrip("/"): entry.get("size") for name, entry in listed.items()}
@@ -91,9 +124,16 @@ def sizes(root: Path, paths: Iterable[Path]) -> list[int]:
         if found is not None or (known and store.protocol not in ("http", ("http", "https"))):
             return -1 if found is None else int(found)
         try:
-            return int(patiently("a raw file", lambda: store.size(path.path)) or 0)  # type: ignore[attr-defined]
+            return int(patiently("a raw file", lambda: store.size(path.path), private=True) or 0)  # type: ignore[attr-defined]
         except FileNotFoundError:
             return -1
 
     with ThreadPoolExecutor(SIZE_THREADS) as pool:
         return list(pool.map(size, paths))
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size if path.is_file() else -1
+    except (OSError, ValueError):  # too long a name, a folder that is closed, a NUL: told when the image is read
+        return -1

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from prep.images import PixelOptions
-from prep.places import sizes
+from prep.places import nameless, sizes
 from prep.records import PHANTOM_MARKER, RawDataset, Record
 from prep.splits import SPLITS, intersections, split_by_source, split_official, split_random
 from prep.subgroups import DICOM_FIELDS, chosen
@@ -99,7 +99,8 @@ class Planned:
 
 def read_records(dataset: RawDataset, root: Path) -> tuple[list[Record], list[str]]:
     """All records, their labels checked, and what was left out; ValueError for none or a label that no view knows."""
-    everything = list(dataset.read(root))
+    with nameless(root):
+        everything = list(dataset.read(root))
     records = [record for record in everything if not record.skip]
     skipped = Counter(record.skip for record in everything if record.skip)
     if not records:
@@ -109,11 +110,16 @@ def read_records(dataset: RawDataset, root: Path) -> tuple[list[Record], list[st
         if wrong := [label for label in record.labels if label not in known]:
             values = sorted(value for value in known if value is not None)
             raise ValueError(
-                f"label {wrong[0]} in {record.where} is outside the classes of {dataset.name} "
+                f"label{_quoted(wrong[0])} in {record.where} is outside the classes of {dataset.name} "
                 f"({values[0]}..{values[-1]}): "
                 f"is this the original table?"
             )
     return records, [f"{count} rows left out: {reason}" for reason, count in sorted(skipped.items())]
+
+
+def _quoted(label: int | None) -> str:
+    """A label for a message; a number too great for one may be a patient's."""
+    return f" {label}" if label is None or abs(label) < 1000 else ""
 
 
 def assign_splits(

@@ -1,6 +1,7 @@
 """Reading the csv tables of raw datasets, with the blanks, empty columns and byte-order marks that they come with."""
 
 import csv
+import difflib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,15 +10,15 @@ def read_table(path: Path, required: tuple[str, ...]) -> Iterator[tuple[str, dic
     """Yield ("NAME.csv row 7", {column: cell}) a row; headers and cells are stripped, empty columns and rows dropped.
 
     Raises:
-        ValueError: a required column is missing, or the file is no text table. No cell is ever quoted: it may be
-        private.
+        ValueError: a required column is missing, or the file is no text table. No cell is ever quoted, nor a first
+        row that may be no header: it may be private.
     """
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = csv.reader(file)
         try:
             header = [" ".join(name.split()) for name in next(rows, [])]
             if missing := [name for name in required if name not in header]:
-                raise ValueError(f"{path.name} has no column {missing[0]!r}; it has {', '.join(filter(None, header))}")
+                raise ValueError(f"{path.name} has no column {missing[0]!r}; {_has(header, missing[0], required)}")
             for row in rows:
                 cells = [cell.strip() for cell in row]
                 if any(cells):
@@ -25,3 +26,12 @@ def read_table(path: Path, required: tuple[str, ...]) -> Iterator[tuple[str, dic
                     yield f"{path.name} row {rows.line_num}", {n: c for n, c in zip(header, cells, strict=False) if n}
         except (csv.Error, UnicodeDecodeError):
             raise ValueError(f"{path.name} is not a csv table in UTF-8: is this the original file?") from None
+
+
+def _has(header: list[str], wanted: str, required: tuple[str, ...]) -> str:
+    """The columns where the first row surely is a header, since it has one of those wanted; else only what is near."""
+    if set(header) & set(required):
+        return f"it has {', '.join(filter(None, header))}"
+    lower = {name.lower(): name for name in header}
+    near = [lower[name] for name in difflib.get_close_matches(wanted.lower(), lower, n=1, cutoff=0.75)]
+    return f"did you mean {near[0]!r}?" if near else f"none of its {len(header)}: does it begin with their names?"

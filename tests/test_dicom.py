@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prep.images import UndecodableImage, decode
+from prep.images import PixelOptions, UndecodableImage, decode, prepare
 
 
 def written(values: np.ndarray, **fields: object) -> bytes:
@@ -182,3 +182,20 @@ def test_deep_colour_keeps_its_high_bits() -> None:
     buffer = io.BytesIO()
     header.save_as(buffer, enforce_file_format=True)
     np.testing.assert_array_equal(decode(buffer.getvalue(), 3), deep >> 8)
+
+
+def test_sixteen_bits_take_neither_colour_nor_more() -> None:
+    colour = {
+        "PhotometricInterpretation": "RGB",
+        "SamplesPerPixel": 3,
+        "PlanarConfiguration": 0,
+        "Rows": 8,
+        "Columns": 9,
+    }
+    wide = {"BitsStored": 32, "HighBit": 31}
+    cases = [(np.zeros((8, 9, 3), np.uint8), colour), (np.full((8, 9), 1 << 20, np.uint32), wide)]
+    for values, header in cases:
+        data = written(values, **header)
+        assert prepare(data, PixelOptions(1, None, "png")).pixels.dtype == np.uint8
+        with pytest.raises(UndecodableImage, match="neither is kept in 16 bits of grey"):
+            prepare(data, PixelOptions(1, None, "png", bits=16))

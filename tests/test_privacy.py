@@ -12,14 +12,19 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+from faulty_server import Fault, serve
 from test_dicom import written
 
+from prep import places
 from prep.convert import convert
 from prep.finishing import describe
 from prep.images import PixelOptions
+from prep.make_shards import main, parse_args
 from prep.phantoms import draw_phantoms
+from prep.places import StoreFailed
 from prep.planning import ConvertOptions
 from prep.sources import DATASETS
 from shards.metadata import FIELDS
@@ -200,3 +205,67 @@ def test_no_kind_of_source_leaks(make: Callable[[Path], list[str]], tmp_path: Pa
     for field in split.metadata_fields:
         values = set(split.metadata(field).tolist())
         assert not FIELDS[field].values or values <= {"", *FIELDS[field].values}
+
+
+MISTAKES = {  # a table, flags, and what is told
+    "no header": (
+        "JaneDoe,MRN4711,a.png,1\n",
+        "",
+        "has no column 'path'; none of its 4: does it begin with their names?",
+    ),
+    "an id as label": ("path,label,id\na.png,1,47114711\n", "--label-columns label id", "label in labels.csv row 2 is"),
+    "too long a name": (f"path,label\na.png,1\n{'JaneDoe' * 50}.png,0\n", "", "(the file cannot be read (OSError))"),
+    "a NUL": ("path,label\na.png,1\nMRN4711\0.png,0\n", "", "(the file cannot be read (ValueError))"),
+    "missing": ("path,label\na.png,1\nJaneDoe.png,0\n", "", "(the file is missing)"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_no_mistake_prints_an_identifier(mistake: str, tmp_path: Path) -> None:
+    table, flags, told = MISTAKES[mistake]
+    (tmp_path / "a.png").write_bytes(_png())
+    (tmp_path / "labels.csv").write_text(table)
+    given = ["--dataset", "csv", "--raw", str(tmp_path), "--out", str(tmp_path / "set"), "--split", "none", "--quiet"]
+    with pytest.raises(ValueError) as error:
+        main(parse_args([*given, "--workers", "1", *flags.split()]))
+    assert told in str(error.value)
+    assert_clean(str(error.value).encode())
+
+
+def test_raw_data_named_as_the_output_are_not_listed(raw: Path) -> None:
+    with pytest.raises(ValueError, match="holds files that are not a shard set's") as error:
+        convert(DATASETS["DDSM"], raw, raw / "ddsm_raw" / "JaneDoe_StMungos", OPTIONS)
+    assert_clean(str(error.value).replace(str(raw / "ddsm_raw" / "JaneDoe_StMungos"), "").encode())
+
+
+def test_a_list_of_unreadable_names_is_one_line_without_them(raw: Path, tmp_path: Path) -> None:
+    with (raw / "ddsm_raw_image_lists" / "test.txt").open("a") as file:
+        file.write(f"\nnormal_JaneDoe{'x' * 300}.dcm\n")
+    with pytest.raises(
+        ValueError, match=r"a file or folder in .*raw cannot be read \(OSError: File name too long\)"
+    ) as error:
+        convert(DATASETS["DDSM"], raw, tmp_path / "set", OPTIONS)
+    assert_clean(str(error.value).encode())
+
+
+def test_a_store_that_fails_is_told_without_the_name_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(places, "FIRST_WAIT_SECONDS", 0.01)
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    for name in ("a.png", "JaneDoe.png"):
+        (raw / name).write_bytes(_png())
+    (raw / "labels.csv").write_text("path,label\na.png,1\nJaneDoe.png,0\n")
+    with serve(raw) as server:
+        server.faults["JaneDoe.png"] = [Fault("status", times=1000)]
+        given = ["--dataset", "csv", "--raw", server.url, "--table", str(raw / "labels.csv"), "--split", "none"]
+        with pytest.raises(
+            (ValueError, StoreFailed), match="a raw file: ClientResponseError: 503; gave up after 5 tries"
+        ) as error:
+            main(parse_args([*given, "--out", str(tmp_path / "set"), "--workers", "1", "--quiet"]))
+    assert_clean(str(error.value).encode())
+
+
+def _png() -> bytes:
+    return cv2.imencode(".png", np.zeros((20, 20, 3), np.uint8))[1].tobytes()

@@ -122,7 +122,7 @@ def test_an_interrupted_delivery_goes_on(s3: Any, raw: Path, tmp_path: Path, mon
 
 def test_what_is_not_ours_and_another_set_are_refused(s3: Any, raw: Path, tmp_path: Path) -> None:
     s3.put_object(Bucket="sets", Key="theirs/report.pdf", Body=b"of somebody")
-    with pytest.raises(ValueError, match=r"s3://sets/theirs holds files that are not a shard set's \(report\.pdf"):
+    with pytest.raises(ValueError, match=r"s3://sets/theirs holds files that are not a shard set's \(1 of them"):
         make(raw, tmp_path / "a", replace(OPTIONS, url="s3://sets/theirs"))
     make(raw, tmp_path / "b", replace(OPTIONS, url="s3://sets/b"))
     with pytest.raises(ValueError, match=r"s3://sets/b already holds another finished set"):
