@@ -21,7 +21,7 @@ COMMANDS = {
     "plan": ("shards.plan_cli", "who reads which sample when, on any number of ranks"),
     "bench": ("shards.bench", "images a second of reading, decoding and the whole pipeline here"),
     "view": ("shards.view", "look at augmented samples as the trainer gets them"),
-    "sheet": ("shards.sheet", "contact sheet, class balance and split proof as one picture"),
+    "sheet": ("shards.sheet", "contact sheet, histograms, class balance and split proof as one picture"),
     "reshard": ("shards.reshard", "write a set again with shards of another size"),
     "split": ("shards.folds", "split files for K folds or repeated splits; no tar is rewritten"),
     "merge": ("shards.merge", "join sets with equal classes into one"),

@@ -1,4 +1,4 @@
-"""A shard set on one picture: example images by class and split, class balance, and the proof that splits are apart.
+"""A shard set on one picture: example images by class and split, histograms, class balance, the proof of the splits.
 
 python -m shards sheet data/shards/DDSM --out DDSM.png
 """
@@ -15,6 +15,14 @@ from matplotlib.figure import Figure, SubFigure
 
 from shards.command_line import Parser, called
 from shards.decoding import decode
+from shards.histograms import (
+    MAX_IMAGES,
+    MAX_PIXELS,
+    draw_intensities,
+    draw_sides,
+    intensity_shares,
+    sample_positions,
+)
 from shards.index import ENCODING_NAMES
 from shards.manifest import Manifest
 from shards.shardset import ShardSet, Split
@@ -64,15 +72,17 @@ def _strip(split: Split, positions: np.ndarray, count: int) -> np.ndarray:
 
 
 def draw(shard_set: ShardSet, *, seed: int = 0) -> Figure:
-    """The sheet as a figure: a row of examples for each class, a column for each split; balance and proof below."""
+    """The sheet as a figure: a row of examples for each class, a column for each split; histograms, balance, proof."""
     splits = [shard_set.split(name) for name in shard_set.split_names]
     shown = min(shard_set.num_classes, MAX_CLASSES)
     count = max(2, MAX_EXAMPLES // len(splits))
-    height = 1.0 + shown * 1.05 + 2.9
+    head = 1.0 + shown * 1.05
+    height = head + 2.5 + 2.9
     figure = Figure(figsize=(12, height), dpi=110, facecolor="white")
     FigureCanvasAgg(figure)
-    top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=[height - 2.9, 2.9])[:, 0]
+    top, middle, bottom = figure.subfigures(3, 1, squeeze=False, height_ratios=[head, 2.5, 2.9])[:, 0]
     _draw_examples(top, shard_set, splits, shown, count, seed)
+    _draw_histograms(middle, splits, seed)
     balance, proof = bottom.subplots(1, 2, width_ratios=[3, 2])
     bottom.subplots_adjust(left=0.13, right=0.98, bottom=0.2, top=0.86, wspace=0.08)
     _draw_balance(balance, shard_set, splits, shown)
@@ -104,6 +114,21 @@ def _draw_examples(
                 axis.text(-0.03, 0.5, _wrap(shard_set.classes[row]), transform=axis.transAxes, ha="right", va="center")
     depth = f"{manifest.channels} channel{'s' * (manifest.channels > 1)}, {manifest.bits} bit, {manifest.encoding}"
     figure.text(0.99, 0.985, f"{manifest.task} · {depth}{more}", ha="right", va="top", fontsize=9, color="#555555")
+
+
+def _draw_histograms(figure: SubFigure, splits: Sequence[Split], seed: int) -> None:
+    """Heights and widths of all stored images, and the intensities of some hundred, by split."""
+    heights, widths, values = figure.subplots(1, 3)
+    figure.subplots_adjust(left=0.07, right=0.98, bottom=0.22, top=0.87, wspace=0.25)
+    colours = {split.name: COLOURS.get(split.name, SPARE_COLOUR) for split in splits}
+    rows = {split.name: split.rows(np.arange(split.num_samples)) for split in splits}
+    draw_sides(heights, {name: each.heights for name, each in rows.items()}, colours, "Heights")
+    draw_sides(widths, {name: each.widths for name, each in rows.items()}, colours, "Widths")
+    images, pixels = MAX_IMAGES // len(splits), MAX_PIXELS // len(splits)
+    drawn = {split.name: sample_positions(split, seed, images, pixels) for split in splits}
+    shares = {split.name: intensity_shares(split, drawn[split.name]) for split in splits}
+    draw_intensities(values, shares, colours, {name: len(positions) for name, positions in drawn.items()})
+    widths.legend(frameon=False, fontsize=8, loc="upper right")
 
 
 def _wrap(name: str, width: int = 16) -> str:
@@ -188,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line of `python -m shards sheet` and of prep/show_shards.py."""
     parser = Parser(
         prog=called("sheet"),
-        description="Draw example images by class and split, the class balance, and what the splits share.",
+        description="Draw example images by class and split, sizes, intensities, class balance, what the splits share.",
         epilog="example: python -m shards sheet data/shards/DDSM --out DDSM.png",
     )
     parser.add_argument("folder", type=Path, help="a shard set, with its manifest.json")

@@ -1,5 +1,6 @@
 """pytest tests/test_sheet.py"""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
+from shards.decoding import decode
+from shards.histograms import BINS, grouped_values, intensity_shares, sample_positions, side_edges
 from shards.shardset import ShardSet
 from shards.sheet import TILE_PIXELS, choose_examples, draw, main, tile
 
@@ -38,6 +41,57 @@ def test_the_figure_counts_what_the_indices_hold(make_set: MakeSet, tmp_path: Pa
     titles = [axis.get_title() for axis in figure.subfigs[0].axes]
     assert titles[:3] == ["train · 16 images", "val · 8 images", "test · 8 images"]
     assert "kind2" in texts and "train, val" in texts and any("groups (image): train 16" in text for text in texts)
+
+
+def test_size_histograms_count_every_image_once(tiny_set: Path) -> None:
+    axes = draw(ShardSet(tiny_set)).subfigs[1].axes
+    assert [axis.get_title(loc="left") for axis in axes] == ["Heights", "Widths", "Intensities"]
+    assert axes[2].get_xlabel() == "value, as stored; 60, 17, 19 images of a split"
+    for axis, side in zip(axes[:2], ("heights", "widths"), strict=True):
+        for stairs, name in zip(axis.patches, ("train", "val", "test"), strict=True):
+            split = ShardSet(tiny_set).split(name)
+            sides = getattr(split.rows(np.arange(split.num_samples)), side).tolist()
+            shares, edges, _ = stairs.get_data()
+            wanted = [100 * sum(a < s < b for s in sides) / len(sides) for a, b in itertools.pairwise(edges)]
+            np.testing.assert_allclose(shares, wanted)
+            assert sum(wanted) == pytest.approx(100)
+
+
+@pytest.mark.parametrize("sides", [[256], [3, 4], [1, 5000], [224, 300, 271]])
+def test_edges_hold_every_side_in_few_bins(sides: list[int]) -> None:
+    edges = side_edges([np.array(sides[:1], np.uint32), np.array(sides, np.uint32)])
+    assert edges[0] < min(sides) and max(sides) < edges[-1] and 8 <= len(edges) - 1 <= BINS
+    assert np.histogram(sides, edges)[0].sum() == len(sides)
+
+
+def test_intensities_are_those_of_the_stored_pixels(make_set: MakeSet, tmp_path: Path) -> None:
+    split = make_set(tmp_path / "set", channels=3, encoding="png", train=5, val=2, test=2).split("train")
+    rows, wanted = split.rows(np.arange(5)), np.zeros(256)
+    for number in (1, 3):
+        image = decode(split.read(number), "png", 3, int(rows.heights[number]), int(rows.widths[number]))
+        wanted += np.array([(image == value).mean() for value in range(256)]) / 2
+    np.testing.assert_allclose(intensity_shares(split, np.array([1, 3])), wanted, atol=1e-12)
+
+
+def test_only_the_used_range_of_values_is_drawn() -> None:
+    twelve_bits, low = np.zeros(1 << 16), np.zeros(1 << 16)
+    twelve_bits[[0, 100, 4095]] = 0.5, 0.25, 0.25
+    low[7] = 1
+    edges, grouped = grouped_values([twelve_bits, low])
+    assert edges[-1] < 4200 and [each.sum() for each in grouped] == [1, 1]
+    assert [int(np.searchsorted(edges, value, side="right")) - 1 for value in (0, 100, 4095)] == list(
+        np.flatnonzero(grouped[0])
+    )
+
+
+def test_the_sample_is_seeded_and_bounded_in_images_and_pixels(tiny_set: Path) -> None:
+    split = ShardSet(tiny_set).split("train")
+    np.testing.assert_array_equal(sample_positions(split, 1, 20, 10**9), sample_positions(split, 1, 20, 10**9))
+    assert len(set(sample_positions(split, 1, 20, 10**9).tolist())) == 20
+    assert (sample_positions(split, 1, 20, 10**9) != sample_positions(split, 2, 20, 10**9)).any()
+    some = split.rows(sample_positions(split, 1, 60, 20_000))
+    assert 1 < len(some.heights) < 60 and (some.heights * some.widths).sum() <= 20_000
+    assert len(sample_positions(split, 1, 60, 1)) == 1
 
 
 def test_the_command_writes_the_same_picture_twice(tiny_set: Path, tmp_path: Path) -> None:
