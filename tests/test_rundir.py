@@ -93,6 +93,19 @@ def test_foreign_weights_want_a_model(tmp_path: Path, tiny_set: Path) -> None:
         open_run(path, tiny_set, "test_vit")
 
 
+def test_a_foreign_file_may_name_its_model_itself(tmp_path: Path, tiny_set: Path) -> None:
+    path = tmp_path / "named.safetensors"
+    said = {"model": MODEL, "num_classes": "3", "in_chans": "3", "source": "elsewhere"}  # as train/lite0.py writes
+    save_file(create(MODEL, 3).state_dict(), path, metadata=said)
+    for name in (None, MODEL):
+        run = open_run(path, tiny_set, name)
+        assert run.info.model == MODEL
+        run.build_model().load_state_dict(run.end_state(), strict=True)
+    save_file(create(MODEL, 7).state_dict(), path, metadata=said)
+    with pytest.raises(ValueError, match=r"has 3 channels and 3 classes, .*named\.safetensors takes 3 and 7: give a"):
+        _ = open_run(path, tiny_set).shards
+
+
 def test_torch_files_of_others_open_under_their_own_names(tmp_path: Path, tiny_set: Path) -> None:
     model = create(MODEL, 3)
     torch.save(

@@ -278,12 +278,12 @@ def _info(
     weights: tuple[dict[str, Tensor], dict[str, str]], path: Path, shards: str | None, model: str | None
 ) -> WeightsInfo:
     state, metadata = weights
-    if "model" in metadata and "num_classes" in metadata:
+    if set(WeightsInfo.__dataclass_fields__) <= set(metadata):
         info = WeightsInfo.parse(metadata, str(path))
         if model not in (None, info.model):
             raise ValueError(f"{path} holds {info.model}, not {model}: drop --model")
         return info
-    if model is None:
+    if (model := model or metadata.get("model")) is None:
         raise ValueError(f"{path} does not say what model it is of: give --model")
     return _foreign_info(state, path, shards, model)
 
