@@ -19,7 +19,9 @@ class HostViews:
         refuse_bits(views.operators, bits)
         self.views, self.bits = views, bits
         self._pool = make_pool(threads)
-        self._each = [HostExecutor(view, bits=bits, layout=layout, pool=self._pool) for view in views.transforms]
+        self._each = [
+            HostExecutor(view, bits=bits, threads=threads, layout=layout, pool=self._pool) for view in views.transforms
+        ]
 
     def run(
         self, images: Sequence[bytes | memoryview], encodings: Sequence[str], sizes: np.ndarray, drawn: DrawnViews

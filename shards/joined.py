@@ -93,6 +93,26 @@ class JoinedSplit:
         split, own = self._one(position)
         return split.read(own, verify)
 
+    def read_all(
+        self, positions: np.ndarray, rows: Rows, verify: bool = True
+    ) -> tuple[list[memoryview], dict[int, str]]:
+        """The encoded images at positions int64[n] whose `rows` are known, as `Split.read_all`."""
+        images, failures = [memoryview(b"")] * len(positions), {}
+        source = np.searchsorted(self._starts, positions, side="right") - 1
+        for n in np.unique(source):
+            here = np.flatnonzero(source == n)
+            own = Rows._make(column[here] for column in rows)
+            own = own._replace(shards=own.shards - self._shard_starts[n])
+            found, refused = self.splits[n].read_all(positions[here] - self._starts[n], own, verify)
+            for i, image in zip(here.tolist(), found, strict=True):
+                images[i] = image
+            failures.update({int(here[i]): reason for i, reason in refused.items()})
+        return images, failures
+
+    def targets(self, positions: np.ndarray, rows: Rows) -> np.ndarray:
+        """`labels` of positions whose `rows` are known; each split has a view of its own."""
+        return self.labels(positions)
+
     def will_read(self, positions: np.ndarray) -> None:
         """A hint to the kernel, as `Split.will_read`."""
         source = np.searchsorted(self._starts, positions, side="right") - 1

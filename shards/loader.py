@@ -22,7 +22,7 @@ from shards.index import ENCODING_NAMES
 from shards.joined import JoinedSplit
 from shards.layout import Layout, layout_of
 from shards.plan import Plan, PlanConfig, Slice, check_world
-from shards.shardset import CorruptSample, Split
+from shards.shardset import Split
 from shards.views import AnyDrawn, AnyTransform, Views
 
 log = logging.getLogger(__name__)
@@ -203,10 +203,10 @@ class Loader:
         sizes = np.stack([rows.heights, rows.widths], axis=1).astype(np.int64)
         keys = DrawKeys(self.seed, part.epochs, rows.sample_ids, part.occurrences)
         parameters = self.transform.draw(keys, sizes[:, 0], sizes[:, 1])
-        images, failures = self._read(part.positions)
+        images, failures = self.split.read_all(part.positions, rows, self.verify)
         good = np.array([i for i in range(len(images)) if i not in failures], np.int64)
         finish = self._execute(executor, images, rows.encodings, sizes, parameters, good)
-        labels = torch.from_numpy(self.split.labels(part.positions))
+        labels = torch.from_numpy(self.split.targets(part.positions, rows))
         ids = torch.from_numpy(np.ascontiguousarray(rows.sample_ids).view(np.int64))
 
         def batch() -> Batch:
@@ -221,16 +221,6 @@ class Loader:
             return Batch(pixels, told[0], told[1], told[2], tuple(more))
 
         return batch
-
-    def _read(self, positions: np.ndarray) -> tuple[list[memoryview], dict[int, str]]:
-        images, failures = [], {}
-        for i, position in enumerate(positions.tolist()):
-            try:
-                images.append(self.split.read(position, self.verify))
-            except CorruptSample as error:
-                images.append(memoryview(b""))
-                failures[i] = str(error)
-        return images, failures
 
     def _execute(
         self,

@@ -94,6 +94,11 @@ def _declared(made: ctypes.CDLL) -> ctypes.CDLL:
         *(pointer, pointer, pointer, number, pointer, pointer, size),
     ]
     made.pixels_run.restype = size
+    made.pixels_run_all.argtypes = [
+        *(pointer, pointer, pointer, pointer, size, pointer, number),
+        *(pointer, pointer, pointer, number, pointer, size),
+    ]
+    made.pixels_run_all.restype = size
     return made
 
 
@@ -114,7 +119,7 @@ class Pixels:
     """The loops for one way of normalising: a table float32[C, 256] of what each stored level becomes."""
 
     def __init__(self, made: ctypes.CDLL, table: np.ndarray, mean: np.ndarray, std: np.ndarray):
-        self._run, self.channels = made.pixels_run, len(table)
+        self._run, self._run_all, self.channels = made.pixels_run, made.pixels_run_all, len(table)
         self._levels = [np.ascontiguousarray(part, np.float32) for part in (table, mean, std)]
         pointers = [part.ctypes.data for part in self._levels]
         self._arguments = (*pointers, 0)
@@ -132,7 +137,20 @@ class Pixels:
             scratch.grow(wanted)
             wanted = self._run(*asked, scratch.address, scratch.bytes)
         if wanted:
-            raise ValueError(f"an operator's window lies outside an image of {height} x {width} pixels")
+            raise _outside(height, width)
+
+    def run_all(
+        self, jobs: np.ndarray, images: np.ndarray, sizes: np.ndarray, outs: np.ndarray, scratch: Block
+    ) -> None:
+        """JOB[n] on n images of sizes int32[n, 2] in one call; images and outs are addresses, int64[n]; as `run`."""
+        done = np.zeros(1, np.int64)
+        columns = [column.ctypes.data for column in (jobs, images, sizes, outs)]
+        while done[0] < len(jobs):
+            asked = (*columns, len(jobs), done.ctypes.data, self.channels, *self._arguments)
+            wanted = self._run_all(*asked, scratch.address, scratch.bytes)
+            if wanted < 0:
+                raise _outside(*sizes[done[0]].tolist())
+            scratch.grow(wanted)
 
     def _arithmetic_is_exact(self) -> bool:
         """Whether the quicker way to a value than the table gives the table's, for every level of every channel."""
@@ -140,6 +158,10 @@ class Pixels:
         job, out = jobs(1, (1, 256)), np.empty((self.channels, 256), np.float32)
         self.run(job.ctypes.data, image.ctypes.data, 1, 256, out.ctypes.data, Block())
         return bool((out == self._levels[0]).all())
+
+
+def _outside(height: int, width: int) -> ValueError:
+    return ValueError(f"an operator's window lies outside an image of {height} x {width} pixels")
 
 
 def jobs(count: int, size: tuple[int, int]) -> np.ndarray:

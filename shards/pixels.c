@@ -431,3 +431,16 @@ int64_t pixels_run(const Job *job, const uint8_t *image, int32_t height, int32_t
                       out + c * plane + (int64_t)(job->flip_y ? job->height - 1 - row : row) * job->width);
     return 0;
 }
+
+/* `count` images, each through its own job; sizes are pairs of height and width. Stops at the first that does not end in
+ * 0 and says its answer; `done` counts those before it, and a call may begin there. */
+int64_t pixels_run_all(const Job *jobs, const uint8_t *const *images, const int32_t *sizes, float *const *outs,
+                       int64_t count, int64_t *done, int32_t channels, const float *table, const float *mean,
+                       const float *std, int32_t by_table, uint8_t *scratch, int64_t scratch_bytes) {
+    for (; *done < count; ++*done) {
+        int64_t i = *done, answer = pixels_run(jobs + i, images[i], sizes[2 * i], sizes[2 * i + 1], channels, table, mean,
+                                               std, by_table, outs[i], scratch, scratch_bytes);
+        if (answer) return answer;
+    }
+    return 0;
+}

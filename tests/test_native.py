@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from shards import native
+from shards.chain import Drawn
 from shards.colours import ColorJitter, GaussianBlur, Grayscale, Solarize
 from shards.draws import DrawKeys
-from shards.host_executor import HostExecutor
+from shards.host_executor import Failure, HostExecutor
 from shards.host_plan import native_from
 from shards.operators import (
     CenterCrop,
@@ -131,3 +132,45 @@ def test_without_a_compiler_the_log_says_so(tmp_path: Path) -> None:
     assert done.stdout == "None\n"
     assert "pixels.c was not compiled" in done.stderr and "no-such-compiler" in done.stderr
     assert not list(tmp_path.rglob("*.so"))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_raw_images_go_through_in_one_call_with_the_same_pixels(channels: int) -> None:
+    """Of mixed sizes, between encoded ones, with one too short and one empty, in pieces of every size."""
+    rng, sizes = np.random.default_rng(5), np.array([(40, 30), (31, 64), (1, 1), (50, 50), (33, 9)] * 3, np.int64)
+    arrays = [rng.integers(0, 256, (*size, channels), dtype=np.uint8) for size in sizes.tolist()]
+    images, names = [array.tobytes() for array in arrays], ["raw"] * len(arrays)
+    images[3], names[3] = cv2.imencode(".png", arrays[3][..., ::-1])[1].tobytes(), "png"
+    images[6], images[8] = images[6][:-1], b""
+    chain = train_transform(24, list(MEAN[:channels]), list(STD[:channels]), scale=(0.3, 1.0), preset="light")
+    ids = np.arange(len(sizes), dtype=np.uint64)
+    drawn = chain.draw(DrawKeys(1, ids.astype(np.int64) * 0, ids, ids.astype(np.int64) * 0), sizes[:, 0], sizes[:, 1])
+    wanted, why = run(HostExecutor(chain, threads=1, compiled=False), images, names, sizes, drawn)
+    assert [i for i, _ in why] == [6, 8] and "needs" in why[0][1]
+    for threads in (1, 3):
+        found, same = run(HostExecutor(chain, threads=threads), images, names, sizes, drawn)
+        assert same == why
+        np.testing.assert_array_equal(found, wanted)
+
+
+def run(
+    executor: HostExecutor, images: list[bytes], names: list[str], sizes: np.ndarray, drawn: Drawn
+) -> tuple[np.ndarray, list[Failure]]:
+    made, failures = executor.run(images, names, sizes, drawn)
+    executor.close()
+    return made.numpy(), failures
+
+
+def test_of_many_jobs_the_refused_one_is_told(made: object) -> None:
+    pixels, _ = pixels_of(made, 3)
+    images, outs = np.zeros((3, 8, 9, 3), np.uint8), np.full((3, 3, 4, 4), np.nan, np.float32)
+    jobs, sizes = native.jobs(3, (4, 4)), np.array([(8, 9)] * 3, np.int32)
+    jobs["cut_height"] = jobs["cut_width"] = 4
+    addresses, places = ([a[i].ctypes.data for i in range(3)] for a in (images, outs))
+    columns = jobs, np.array(addresses, np.int64), sizes, np.array(places, np.int64)
+    pixels.run_all(*columns, native.Block())
+    assert (outs == outs[0, :, :1, :1]).all()
+    jobs["cut_top"][1], outs[:] = 5, np.nan
+    with pytest.raises(ValueError, match="outside an image of 8 x 9 pixels"):
+        pixels.run_all(*columns, native.Block())
+    assert np.isfinite(outs[0]).all() and np.isnan(outs[1:]).all()
