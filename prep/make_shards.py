@@ -162,6 +162,8 @@ def output_place(given: str | None, name: str) -> tuple[Path, str | None]:
 def fold_options(args: argparse.Namespace) -> FoldOptions | None:
     """Which split files to write besides, if any; wrong ones are told before anything is done."""
     if args.folds is None and args.repeats == 1:
+        if args.keep_test:
+            raise ValueError("--keep-test is of the split files of --folds or --repeats: give one of them, too")
         return None
     return FoldOptions(args.folds, args.repeats, args.seed, tuple(args.shares), args.keep_test)
 

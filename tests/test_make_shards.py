@@ -122,3 +122,8 @@ def test_folds_come_with_the_set(raw: Path, tmp_path: Path, capsys: pytest.Captu
     assert "fold-2-of-3-seed-0-test-kept: groups shared: train-val 0" in capsys.readouterr().out
     assert len(list((tmp_path / "set" / "splits").glob("*.csv"))) == 3
     assert Manifest.read(tmp_path / "set").digest == digest and check_set(tmp_path / "set") == []
+
+
+def test_keep_test_alone_is_told() -> None:
+    with pytest.raises(ValueError, match="--keep-test is of the split files of --folds or --repeats"):
+        main(parse_args(["--dataset", "IDRiD", "--keep-test", "--dry-run"]))
