@@ -45,10 +45,19 @@ def library() -> ctypes.CDLL | None:
     if os.environ.get("MEDSHARD_NATIVE", "1") == "0":
         return None
     try:
-        return _declared(ctypes.CDLL(str(_built())))
+        return _loaded()
     except (OSError, subprocess.SubprocessError) as error:
         log.warning("%s was not compiled, torch and NumPy do its work more slowly: %s", SOURCE.name, _telling(error))
         return None
+
+
+def _loaded() -> ctypes.CDLL:
+    """From the cache folder; where that cannot be written or its file not loaded, from a folder of this process."""
+    try:
+        return _declared(ctypes.CDLL(str(_built(cache_folder()))))
+    except (OSError, RuntimeError):  # Path.home knows none for a user without an entry, as in containers
+        with tempfile.TemporaryDirectory() as folder:
+            return _declared(ctypes.CDLL(str(_built(Path(folder)))))
 
 
 def _telling(error: Exception) -> str:
@@ -71,20 +80,23 @@ def _processor() -> str:
     return "\n".join(sorted({line for line in lines if line.lower().startswith(wanted)})) or platform.processor()
 
 
-def _built() -> Path:
-    """The compiled file, made now if it is not there; whole at any moment, however many processes make it."""
-    compiler = os.environ.get("CC", "cc").split()
+def _built(folder: Path) -> Path:
+    """The compiled file, made now if it is not there; whole at any moment, however many processes make it.
+
+    Its name ends in its size: loading a file that was cut short since would end the process (SIGBUS).
+    """
+    compiler = (os.environ.get("CC") or "cc").split()
     name = "\n".join([SOURCE.read_text(), *FLAGS, *compiler, sys.platform, _processor()])
-    folder = cache_folder()
-    made = folder / f"pixels-{blake2b(name.encode(), digest_size=8).hexdigest()}.so"
-    if not made.exists():
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as aside:
-            new = Path(aside) / made.name
-            command = [*compiler, *FLAGS, "-o", str(new), str(SOURCE), "-lm"]
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
-            new.replace(made)
-    return made
+    stem = f"pixels-{blake2b(name.encode(), digest_size=8).hexdigest()}"
+    for made in folder.glob(f"{stem}-*.so"):
+        if made.name == f"{stem}-{made.stat().st_size}.so":
+            return made
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as aside:
+        new = Path(aside) / "pixels.so"
+        command = [*compiler, *FLAGS, "-o", str(new), str(SOURCE), "-lm"]
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+        return new.replace(folder / f"{stem}-{new.stat().st_size}.so")
 
 
 def _declared(made: ctypes.CDLL) -> ctypes.CDLL:

@@ -393,9 +393,9 @@ int64_t pixels_run(const Job *job, const uint8_t *image, int32_t height, int32_t
     const int whole = job->cut_height < 0, step = channels == 3 ? 4 : 1;
     const int cut_height = whole ? height : job->cut_height, cut_width = whole ? width : job->cut_width;
     const int cut_top = whole ? 0 : job->cut_top, cut_left = whole ? 0 : job->cut_left;
-    if (cut_top < 0 || cut_left < 0 || cut_height < 1 || cut_width < 1 || cut_top + cut_height > height ||
-        cut_left + cut_width > width || job->top < 0 || job->left < 0 || job->height < 1 || job->width < 1 ||
-        job->top + job->height > job->full_height || job->left + job->width > job->full_width ||
+    if (cut_top < 0 || cut_left < 0 || cut_height < 1 || cut_width < 1 || cut_top > height - cut_height ||
+        cut_left > width - cut_width || job->top < 0 || job->left < 0 || job->height < 1 || job->width < 1 ||
+        job->top > job->full_height - job->height || job->left > job->full_width - job->width ||
         job->steps < 0 || job->steps > MOST_STEPS || (channels != 1 && channels != 3))
         return -1;
     Layout lay = lay_out(job, cut_height, cut_width, channels);

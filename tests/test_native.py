@@ -67,7 +67,8 @@ def test_the_resize_is_torchs_to_the_bit(made: object, channels: int) -> None:
 def test_a_job_outside_the_image_is_refused(made: object) -> None:
     pixels, _ = pixels_of(made, 3)
     image, out = np.zeros((8, 9, 3), np.uint8), np.zeros((3, 4, 4), np.float32)
-    for name, value in (("cut_top", 5), ("cut_left", -1), ("cut_width", 10), ("top", 1), ("width", 5), ("steps", 9)):
+    wrong = [("cut_top", 5), ("cut_left", -1), ("cut_width", 10), ("top", 1), ("width", 5), ("steps", 9)]
+    for name, value in [*wrong, ("cut_top", 2**31 - 2), ("cut_left", 2**31 - 2), ("top", 2**31 - 2)]:
         job = native.jobs(1, (4, 4))
         job["cut_height"] = job["cut_width"] = 4
         job[name] = value
@@ -174,3 +175,44 @@ def test_of_many_jobs_the_refused_one_is_told(made: object) -> None:
     with pytest.raises(ValueError, match="outside an image of 8 x 9 pixels"):
         pixels.run_all(*columns, native.Block())
     assert np.isfinite(outs[0]).all() and np.isnan(outs[1:]).all()
+
+
+def loaded(**environment: str) -> str:
+    """What a process of its own says about the loops: their file, or why there are none."""
+    code = "import logging; logging.basicConfig(); from shards import native; print(native.library())"
+    environment |= {"PATH": "/usr/bin:/bin"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
+
+
+def test_a_cached_file_cut_short_is_made_again(tmp_path: Path) -> None:
+    loaded(XDG_CACHE_HOME=str(tmp_path))
+    (made,) = tmp_path.rglob("*.so")
+    whole = made.read_bytes()
+    made.write_bytes(whole[: len(whole) // 2])  # to load it would be a SIGBUS
+    assert f"<CDLL '{made}'" in loaded(XDG_CACHE_HOME=str(tmp_path))
+    assert len(made.read_bytes()) == len(whole)
+
+
+def test_a_cached_file_that_cannot_be_loaded_is_left_aside(tmp_path: Path) -> None:
+    loaded(XDG_CACHE_HOME=str(tmp_path))
+    (made,) = tmp_path.rglob("*.so")
+    made.write_bytes(bytes(made.stat().st_size))
+    assert "<CDLL" in loaded(XDG_CACHE_HOME=str(tmp_path))
+
+
+def test_a_home_that_cannot_be_written_and_an_empty_compiler_name_do_no_harm(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    found = loaded(HOME=str(tmp_path / "file"), CC="")
+    assert "<CDLL" in found and "not compiled" not in found
+
+
+def test_a_user_without_a_home_gets_the_loops(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(native.Path, "home", nowhere)
+    monkeypatch.setattr(native.tempfile, "tempdir", str(tmp_path))
+    assert native._loaded().pixels_run
+    assert not list(tmp_path.iterdir())
