@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from prep.delivery import deliver_manifest, listing, read_manifest, remove
-from prep.finishing import make_manifest, versions
+from prep.finishing import make_manifest, near_duplicates, versions
 from prep.places import StoreFailed, is_far
 from prep.planning import ConvertOptions, Planned, make_plan, make_tasks
 from prep.pool import Progress, run_tasks
@@ -21,6 +21,7 @@ from prep.tasks import Outcome, Task, finished, keep, undecodable
 from shards.fetching import shown
 from shards.manifest import MANIFEST_NAME, Manifest
 
+NEAR_DUPLICATES = "near_duplicates.csv"
 OURS = re.compile(
     r"\.?(train|val|test)-\d{6}\.(tar|idx|cols)(\.[0-9a-f-]+)?(\.zst)?(\.[0-9-]+)?(\.partial)?|\.manifest\.json\.partial"
 )
@@ -76,7 +77,7 @@ def _convert(
     private.write_table("sources.csv", ("key", "source", "group", "split"), rows)
     tasks = make_tasks(plan, out, outcomes, options, salt)
     results = _run(plan, root, tasks, private, options)
-    manifest = make_manifest(plan, tasks, results, options)
+    manifest = make_manifest(plan, tasks, results, options, _near_duplicates(plan, tasks, results, private, options))
     _tidy(out, private, manifest, options.url)
     if options.url is None:
         manifest.write(out)
@@ -84,6 +85,19 @@ def _convert(
         deliver_manifest(manifest, options.url)
     _forget_outcomes(private)
     return manifest, True
+
+
+def _near_duplicates(
+    plan: Planned, tasks: list[Task], results: dict[str, Outcome], private: PrivateFolder, options: ConvertOptions
+) -> list[str]:
+    """Write the table of images alike in two splits, where it is asked for; what the manifest says of it."""
+    if not options.near_duplicates:
+        (private.path / NEAR_DUPLICATES).unlink(missing_ok=True)  # of a run that never ended
+        return []
+    sources = {key: record.source for part in plan.parts.values() for key, record in part}
+    rows, warnings = near_duplicates(tasks, results, sources)
+    private.write_table(NEAR_DUPLICATES, ("source", "split", "other_source", "other_split", "similarity"), rows)
+    return warnings
 
 
 def _finished_set(out: Path, options: ConvertOptions) -> Manifest | None:
@@ -110,6 +124,11 @@ def _already_done(manifest: Manifest, out: Path, plan: Planned, options: Convert
             raise ValueError(
                 f"{name} in {_place(out, options)} is not what the manifest says: run prep/check_shards.py there"
             )
+    if options.near_duplicates and not (out.with_name(f"{out.name}.private") / NEAR_DUPLICATES).is_file():
+        raise ValueError(
+            f"{_place(out, options)} already holds this set, made without --near-duplicates: choose another --out, "
+            f"with --salt {out}.private/salt for the same images"
+        )
     if options.strict and manifest.left_out:
         raise undecodable(manifest.left_out[0].key, manifest.left_out[0].reason, out)
     return manifest

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 import numpy as np
 
 from prep.images import PixelOptions
+from prep.near_duplicates import MAX_LISTED, THRESHOLD, similar_pairs, unpacked
 from prep.planning import ConvertOptions, Planned
 from prep.splits import SPLITS
 from prep.tasks import Outcome, Task
@@ -17,7 +18,13 @@ from shards.manifest import LeftOut, Manifest, ShardInfo, Source, SplitInfo, met
 from shards.writer import class_counts
 
 
-def make_manifest(plan: Planned, tasks: list[Task], results: dict[str, Outcome], options: ConvertOptions) -> Manifest:
+def make_manifest(
+    plan: Planned,
+    tasks: list[Task],
+    results: dict[str, Outcome],
+    options: ConvertOptions,
+    more_warnings: Sequence[str] = (),
+) -> Manifest:
     """The manifest, from the plan and what every shard turned out to hold."""
     dataset = plan.dataset
     view = dataset.views[dataset.default_view]
@@ -65,7 +72,7 @@ def make_manifest(plan: Planned, tasks: list[Task], results: dict[str, Outcome],
         source=Source(dataset=dataset.name, citation=dataset.citation, licence=dataset.licence, where=dataset.where),
         conversion=options.recorded() | {"resize": "area average, never enlarged"},
         versions=versions(),
-        warnings=plan.warnings + _duplicates(tasks, results),
+        warnings=[*plan.warnings, *_duplicates(tasks, results), *more_warnings],
     )
 
 
@@ -89,9 +96,7 @@ def _duplicates(tasks: list[Task], results: dict[str, Outcome]) -> list[str]:
     where: dict[int, list[tuple[str, str]]] = {}
     for task in tasks:
         outcome = results[task.stem]
-        dropped = {key for key, _ in outcome.left_out}
-        kept = [item.key for item in task.items if item.key not in dropped]
-        for key, digest in zip(kept, outcome.hashes, strict=True):
+        for key, digest in zip(_kept(task, outcome), outcome.hashes, strict=True):
             where.setdefault(digest, []).append((task.split, key))
     shared = [places for places in where.values() if len({split for split, _ in places}) > 1]
     if not shared:
@@ -100,6 +105,37 @@ def _duplicates(tasks: list[Task], results: dict[str, Outcome]) -> list[str]:
     counts = ", ".join(f"{pair} {count}" for pair, count in sorted(pairs.items()))
     keys = "; ".join(" = ".join(dict(places).values()) for places in shared[:5])
     return [f"{len(shared)} images stand pixel by pixel in more than one split ({counts}); the first: {keys}"]
+
+
+def _kept(task: Task, outcome: Outcome) -> list[str]:
+    dropped = {key for key, _ in outcome.left_out}
+    return [item.key for item in task.items if item.key not in dropped]
+
+
+def near_duplicates(
+    tasks: list[Task], results: dict[str, Outcome], sources: dict[str, str]
+) -> tuple[list[tuple[str, str, str, str, str]], list[str]]:
+    """Rows (source, split, source, split, similarity), private, of images alike in two splits; a warning with counts.
+
+    `sources`: {key: source}. All pairs are counted, at most MAX_LISTED are rows.
+    """
+    keys: dict[str, list[str]] = {}
+    texts: dict[str, list[str]] = {}
+    for task in tasks:
+        keys.setdefault(task.split, []).extend(_kept(task, results[task.stem]))
+        texts.setdefault(task.split, []).extend(results[task.stem].descriptors)
+    rows: list[tuple[str, str, str, str, str]] = []
+    pairs: Counter[str] = Counter()
+    for first, row, second, column, similarity in similar_pairs({name: unpacked(t) for name, t in texts.items()}):
+        pairs[f"{first}-{second}"] += 1
+        if len(rows) < MAX_LISTED:
+            left, right = sources[keys[first][row]], sources[keys[second][column]]
+            rows.append((left, first, right, second, f"{similarity:.4f}"))
+    if not pairs:
+        return rows, []
+    counts = ", ".join(f"{pair} {count}" for pair, count in pairs.items())
+    told = f"{pairs.total()} pairs of images in two splits look alike ({counts}; similarity {THRESHOLD} or more)"
+    return rows, [f"{told}; look at near_duplicates.csv in the private folder"]
 
 
 def versions(*, compress: bool = False) -> dict[str, str]:

@@ -39,7 +39,7 @@ CSV_FLAGS = "with --dataset csv"
 SLIDE_FLAGS = "with --dataset Camelyon-slides or slides"
 
 # --help shows the others; --help-all these, too.
-RARE = {"quality", "chroma", "salt", "shard_samples", "strict", "burned_in", "repeats", "keep_test"}
+RARE = {"quality", "chroma", "salt", "shard_samples", "strict", "burned_in", "repeats", "keep_test", "near_duplicates"}
 RARE |= {CSV_FLAGS, SLIDE_FLAGS}
 
 
@@ -109,6 +109,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="FIELD",
         help="what the set tells for subgroups, such as age sex; all or none; with csv FIELD=COLUMN",
     )
+    add("--near-duplicates", action="store_true", help="look for images that two splits share but for size or quality")
     add("--dry-run", action="store_true", help="count, split and estimate; write nothing")
     own = parser.add_argument_group(CSV_FLAGS)
     own.add_argument("--table", type=Path, help="the csv table (default: RAW/labels.csv)")
@@ -210,6 +211,7 @@ def main(args: argparse.Namespace) -> None:
         cluster=args.cluster,
         url=url,
         metadata=tuple(entry.partition("=")[0] for entry in args.metadata),
+        near_duplicates=args.near_duplicates,
     )
     files, place = fold_options(args), out if url is None else shown(url)
     if args.dry_run:

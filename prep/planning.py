@@ -52,6 +52,7 @@ class ConvertOptions:
     url: str | None = None
     cluster: str | None = None
     metadata: tuple[str, ...] = ("all",)
+    near_duplicates: bool = False
 
     def __post_init__(self) -> None:
         if self.split not in SPLIT_MODES:
@@ -254,5 +255,6 @@ def make_tasks(plan: Planned, out: Path, outcomes: Path, options: ConvertOptions
             )
             how = (plan.set_id, plan.dataset.task, options.pixels, options.strict)
             packed, alone = options.compress == "zstd", options.cluster is None
-            tasks.append(Task(split, shard, items, out, outcomes, *how, packed, options.url, alone, plan.fields))
+            where = (packed, options.url, alone)
+            tasks.append(Task(split, shard, items, out, outcomes, *how, *where, plan.fields, options.near_duplicates))
     return tasks

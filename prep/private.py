@@ -3,6 +3,7 @@
 salt             32 random bytes that key the hashes of groups and sources
 sources.csv      key, source, group, split: the only way from a key back to a file or a patient
 left_out.csv     key, source, split, reason: what did not decode
+near_duplicates.csv  on request: pairs of sources in two splits that look alike
 lock             held while a conversion runs; the kernel frees it when the process dies, however it dies
 outcomes/…       what each finished shard of an unfinished run holds
 """

@@ -26,6 +26,7 @@ import xxhash
 from prep.delivery import deliver
 from prep.hdf5 import read_row
 from prep.images import PixelOptions, UndecodableImage, prepare, prepare_pixels, read_file
+from prep.near_duplicates import descriptor, packed
 from prep.whole_slides import Region, read_tile
 from shards.decoding import decode
 from shards.manifest import ShardInfo, write_aside
@@ -68,6 +69,7 @@ class Task:
     url: str | None = None  # where the files go instead of `folder`
     alone: bool = True  # False: another worker may come to write the same shard
     fields: tuple[str, ...] = ()
+    near_duplicates: bool = False  # describe each image, so that they can be looked for
 
     @property
     def names(self) -> list[str]:
@@ -85,7 +87,8 @@ class Outcome:
     """What one finished shard holds. `info` is None where no image of it decoded.
 
     `left_out` are (key, reason); `sums` and `squares` are exact sums over all stored pixels, a number a channel;
-    `hashes` are xxh3_64 of each stored image's pixels, in stored order.
+    `hashes` are xxh3_64 of each stored image's pixels, in stored order; so are
+    `descriptors`, where asked for.
     """
 
     info: dict[str, Any] | None = None
@@ -96,6 +99,7 @@ class Outcome:
     num_pixels: int = 0
     sums: list[int] = field(default_factory=list)
     squares: list[int] = field(default_factory=list)
+    descriptors: list[str] = field(default_factory=list)
 
     def measure(self, stored: np.ndarray) -> None:
         """Add one stored image, uint8|uint16[h, w, c], to the sums and hashes."""
@@ -208,7 +212,10 @@ def _add(
     encoded, (height, width) = prepared.encoded, prepared.pixels.shape[:2]
     told = {name: value for name, value in prepared.metadata.items() if name in task.fields}
     # Read back what was written: the statistics are those of the stored pixels, and a broken encoder is seen here.
-    outcome.measure(read_back(encoded, task.pixels, height, width))
+    stored = read_back(encoded, task.pixels, height, width)
+    outcome.measure(stored)
+    if task.near_duplicates:
+        outcome.descriptors.append(packed(descriptor(stored)))
     writer.add(item.key, encoded, task.pixels.format, item.labels, height, width, item.group, metadata=told)
     outcome.raw_bytes += size
     tick(size, True)
@@ -245,6 +252,8 @@ def finished(task: Task, there: Collection[str] = ()) -> Outcome | None:
     outcome = Outcome(**document)
     if outcome.info is None:
         return outcome
+    if task.near_duplicates and len(outcome.descriptors) != len(outcome.hashes):
+        return None  # that run was not asked for them
     if task.url is not None:
         return outcome if all(name in there for name in task.names) else None
     info = ShardInfo.model_validate(outcome.info)

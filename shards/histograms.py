@@ -3,10 +3,12 @@
 Splits are compared as shares, so that a small one can be held against a large one.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullFormatter
 
 from shards.decoding import decode
 from shards.index import ENCODING_NAMES
@@ -83,6 +85,9 @@ def draw_intensities(
     for number, (name, values) in enumerate(zip(shares, grouped, strict=True)):
         axis.stairs(100 * values, edges, color=colours[name], linewidth=_width(number), label=name)
     axis.set_yscale("log")
+    axis.yaxis.set_minor_formatter(NullFormatter())
+    rarest = min((float(values[values > 0].min(initial=1)) for values in grouped), default=1)
+    axis.set_ylim(bottom=100 * max(10.0 ** math.floor(math.log10(rarest)), 1e-6))  # a decade's line, at least
     axis.set_ylabel("% of values", labelpad=0)
     drawn = ", ".join(str(count) for count in dict.fromkeys(counts.values()))
     _frame(axis, "Intensities", f"value, as stored; {drawn} images of a split")

@@ -158,7 +158,19 @@ def _own_table(raw: Path) -> list[str]:
         )
     (raw / "labels.csv").write_text("\n".join(rows))
     named = ["--path-column", "file", "--label-columns", "finding", "--group-column", "who"]
-    return ["--dataset", "csv", "--name", "mine", *named, "--metadata", "age=years", "sex=gender", "--channels", "1"]
+    return [
+        "--dataset",
+        "csv",
+        "--name",
+        "mine",
+        *named,
+        "--metadata",
+        "age=years",
+        "sex=gender",
+        "--channels",
+        "1",
+        "--near-duplicates",
+    ]
 
 
 def _cbis(raw: Path) -> list[str]:
