@@ -15,15 +15,12 @@ LOADERS[name] iterates batches of float32[64, 3, 224, 224] with labels, endlessl
 
 import itertools
 import random
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 BATCH, SIZE, WORKERS, SCALE = 64, 224, 2, (0.8, 1.0)
 QUALITY = 90
-# A script's own folder comes first on the path, and a script here bears the name of mosaicml's module.
-sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
 
 
 def torchvision_transform(variant: str, tensors: bool) -> Callable[..., Any]:
@@ -209,20 +206,18 @@ class Sample:
         return {"image": self.paths[number].read_bytes(), "label": number % 2}
 
 
-def write_mosaic(folder: Path) -> None:
-    """MDS shards in `folder/mosaic`."""
+def write_mosaic(folder: Path, size: int = 1 << 23) -> None:
+    """MDS shards of `size` bytes in `folder/mosaic`."""
     import streaming
 
     columns = {"image": "bytes", "label": "int"}
-    with streaming.MDSWriter(
-        out=str(folder / "mosaic"), columns=columns, size_limit=1 << 23, hashes=["xxh3_64"]
-    ) as out:
+    with streaming.MDSWriter(out=str(folder / "mosaic"), columns=columns, size_limit=size, hashes=["xxh3_64"]) as out:
         for number, path in enumerate(images_of(folder)):
             out.write({"image": path.read_bytes(), "label": number % 2})
 
 
-def write_litdata(folder: Path) -> None:
-    """Chunks in `folder/litdata`."""
+def write_litdata(folder: Path, size: int = 1 << 23) -> None:
+    """Chunks of `size` bytes in `folder/litdata`."""
     import litdata
 
     paths = images_of(folder)
@@ -231,7 +226,7 @@ def write_litdata(folder: Path) -> None:
         Sample(paths),
         list(range(len(paths))),
         out,
-        chunk_bytes="8MB",
+        chunk_bytes=size,
         num_workers=1,
         start_method="fork",
         verbose=False,
@@ -258,7 +253,7 @@ def write_ffcv(folder: Path) -> None:
     DatasetWriter(str(folder / "images.beton"), fields, num_workers=1).from_indexed_dataset(Images())
 
 
-WRITERS: dict[str, Callable[[Path], None]] = {
+WRITERS: dict[str, Callable[..., None]] = {  # (folder), and for the first two the bytes of a shard
     "mosaicml-streaming": write_mosaic,
     "litData": write_litdata,
     "FFCV": write_ffcv,

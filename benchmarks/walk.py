@@ -1,6 +1,6 @@
 """Does streaming keep up? The rate of walking a windowed plan with decoding, from a folder and from a loopback server.
 
-    python benchmarks/streaming.py --rounds 5
+    python benchmarks/walk.py --rounds 5
 
 Writes a set of JPEG textures, serves it with 20 ms before each answer from a process of its own, and walks the same
 steps of the same plan from both, in turn, an empty cache each time: a sample is read, its hash checked, decoded and
