@@ -35,7 +35,8 @@ from faulty_server import Fault, FaultyServer, serve  # noqa: E402
 
 FAULTS = (Fault("reset"), Fault("half"), Fault("wrong"), Fault("status"), Fault("slow", value=2e5), Fault("stalled"))
 TRAIN = ("--model", "resnet18", "--start", "ri", "--image-size", "64", "--global-batch", "8", "--order", "windowed",
-         "--window", "2", "--partitions", "2")  # fmt: skip  # a cache of half the set holds what they read at a time
+         "--window", "2", "--partitions", "2")  # fmt: skip # a cache of half the set holds what they read at a time
+MOST_WAITING = 3  # faults that wait for one shard: more in a row than a fetch has tries is a store that is down
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -183,9 +184,10 @@ def faults(server: FaultyServer, seed: int) -> Iterator[Counter[str]]:
         while not done.wait(1.0):
             names = sorted({request.name for request in server.requests if request.name.endswith(".tar")})
             if names:
-                fault = chance.choice(FAULTS)
-                server.faults[chance.choice(names)].append(Fault(fault.kind, 1, fault.value))
-                injected[fault.kind] += 1
+                fault, waiting = chance.choice(FAULTS), server.faults[chance.choice(names)]
+                if len(waiting) < MOST_WAITING:
+                    waiting.append(Fault(fault.kind, 1, fault.value))
+                    injected[fault.kind] += 1
 
     thread = threading.Thread(target=inject, daemon=True)
     thread.start()
