@@ -257,10 +257,11 @@ def test_operators_of_ones_own(tiny_set: Path) -> None:
     for wrong, message in (
         ('[{"op": "Blur"}]', "unknown operator 'Blur'; known: Resize"),
         ('[{"op": "Resize", "side": 3}]', "Resize has no parameter 'side'; it has size"),
-        ('[{"op": "Resize", "size": [64, 64]}]', "end in 64 x 64 pixels, image_size is 32"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             train(tiny_set, "none", "--train-operators", wrong)
+    with pytest.raises(ValueError, match="end in 64 x 64 pixels, image_size is 32"):
+        train(tiny_set, "none", "--eval-operators", '[{"op": "Resize", "size": [64, 64]}]')
 
 
 def test_weights_of_classes_cutmix_and_stochastic_depth_go_on_bit_for_bit(tiny_set: Path) -> None:

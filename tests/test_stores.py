@@ -27,12 +27,20 @@ from shards.shardset import ShardSet
 __all__ = ["raw"]
 
 
+def forget_stores() -> None:
+    """fsspec keeps a file system by its arguments: that of another test would ask a server that is gone."""
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
 @pytest.fixture(scope="module")
 def s3() -> Iterator[Any]:
     """A client of a real S3 server on loopback, with the buckets raw and sets."""
     pytest.importorskip("s3fs")
     moto = pytest.importorskip("moto.server")
     with pytest.MonkeyPatch.context() as patch:
+        forget_stores()
         store = moto.ThreadedMotoServer(port=0, verbose=False)
         store.start()
         host, port = store.get_host_and_port()
@@ -48,6 +56,7 @@ def s3() -> Iterator[Any]:
         yield client
         client.close()
         store.stop()
+        forget_stores()
 
 
 @pytest.fixture
