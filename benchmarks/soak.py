@@ -177,11 +177,11 @@ def with_no_error(call: object) -> None:
 
 @contextmanager
 def faults(server: FaultyServer, seed: int) -> Iterator[Counter[str]]:
-    """One fault a second for one of the store's shards; what was injected."""
+    """A fault every three seconds for one of the store's shards; what was injected."""
     chance, done, injected = random.Random(seed), threading.Event(), Counter[str]()
 
     def inject() -> None:
-        while not done.wait(1.0):
+        while not done.wait(3.0):
             names = sorted({request.name for request in server.requests if request.name.endswith(".tar")})
             if names:
                 fault, waiting = chance.choice(FAULTS), server.faults[chance.choice(names)]
