@@ -74,3 +74,10 @@ def test_the_loss_scaler_goes_on(tiny_set: Path, stage: str) -> None:
     assert scaler["scale"] < 2**16  # it had to come down
     assert main(["--resume", str(cut)]) == 0
     assert_same(cut, whole)
+
+
+def test_an_earlier_precision_is_not_this_ones(tiny_set: Path) -> None:
+    """DeepSpeed notes the autocast of a process, not of an engine."""
+    alone = train(tiny_set, "alone", "--epochs", "1", "--zero-stage", "1")
+    train(tiny_set, "half", "--epochs", "1", "--zero-stage", "1", "--precision", "fp16")
+    assert losses(train(tiny_set, "after", "--epochs", "1", "--zero-stage", "1")) == losses(alone)

@@ -110,7 +110,9 @@ def world_size() -> int:
 def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, settings: DeepSpeedSettings, world: int) -> Any:
     """The DeepSpeed engine over a model and an optimizer of ours."""
     import deepspeed
+    from deepspeed.runtime import torch_autocast
 
+    torch_autocast.TORCH_AUTOCAST_INITIALIZED = False  # else an earlier engine's precision is this one's in gradients
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=settings.resolved(world), dist_init_required=False
     )
