@@ -179,7 +179,11 @@ def run_of(folder: Path, images: int) -> Session:
         data = cv2.imencode(".jpg", cv2.resize(small, (1024, 1024)))[1].tobytes()
         key = f"{number:08d}-{number * 2654435761 % 2**32:08x}"
         samples.append(Sample("test", key, data, "jpeg", (number % 2,), 1024, 1024, number))
-    shards = write_set(folder / "set", samples, name="noise", classes=["a", "b"], channels=3, task="single-label")
+    levels = ([0.5] * 3, [0.25] * 3)
+    shards = write_set(
+        folder / "set", samples, name="noise", classes=["a", "b"], channels=3, task="single-label", mean=levels[0],
+        std=levels[1],
+    )  # fmt: skip
     name, manifest = "deit_small_patch16_224", shards.manifest
     content = Config.model_validate({"data": {"shards": str(shards.path)}, "model": {"model": name}})
     info = WeightsInfo(
