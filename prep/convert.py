@@ -12,6 +12,7 @@ from pathlib import Path
 
 from prep.delivery import deliver_manifest, listing, read_manifest, remove
 from prep.finishing import make_manifest, near_duplicates, versions
+from prep.fold_files import check_folds
 from prep.places import StoreFailed, is_far
 from prep.planning import ConvertOptions, Planned, make_plan, make_tasks
 from prep.pool import Progress, run_tasks
@@ -65,6 +66,8 @@ def _convert(
         dataset.unpack(root)
     salt = private.salt(salt_file)
     plan = make_plan(dataset, root, options, salt)
+    if options.folds is not None:
+        check_folds(plan, options.folds)
     if (done := _finished_set(out, options)) is not None:
         return _already_done(done, out, plan, options), False
     if options.url is None:

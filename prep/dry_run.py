@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from prep.fold_files import describe_folds
 from prep.hdf5 import read_row
 from prep.images import UndecodableImage, prepare, prepare_pixels, read_file
 from prep.planning import ConvertOptions, make_plan, shard_samples
@@ -26,6 +27,7 @@ def dry_run(dataset: RawDataset, root: Path, out: Path | str, options: ConvertOp
         shards = -(-len(part) // shard_samples(len(part), options.shard_samples))
         lines.append(f"  {split:5} {len(part):7} images {groups:7} groups in {shards} shards: {counts}")
     lines.append(f"  {dataset.default_view}: {', '.join(view.classes)}; groups shared: {plan.grouping.intersections}")
+    lines += describe_folds(plan, options.folds) if options.folds is not None else []
     everything = [record for part in plan.parts.values() for _, record in part]
     lines.append(_estimate(everything, options))
     return "\n".join([*lines, *(f"  note: {warning}" for warning in plan.warnings)])

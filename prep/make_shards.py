@@ -19,6 +19,7 @@ from prep.cropping import CROPS
 from prep.delivery import deliver_folds
 from prep.dry_run import dry_run
 from prep.finishing import describe
+from prep.idle_flags import idle_flag
 from prep.images import FORMATS, PixelOptions
 from prep.places import is_far, open_place
 from prep.planning import SPLIT_MODES, ConvertOptions
@@ -128,7 +129,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--quiet", action="store_true", help="no progress and no summary")
     add("--json", action="store_true", help="print the summary as JSON: place, made, splits, left out")
     add("--debug", action="store_true", help="traceback on errors")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    groups = ({action.dest for action in group._group_actions} for group in (own, cut))
+    known = args.dataset in DATASETS or args.dataset == "csv"
+    if known and (idle := idle_flag(args, parser.get_default, *groups)):
+        parser.error(idle)
+    return args
 
 
 def own_dataset(args: argparse.Namespace, raw: Path) -> RawDataset:
@@ -196,6 +202,7 @@ def main(args: argparse.Namespace) -> None:
         dataset = slide_sources.with_tiles(dataset, cut, args.name)
     short_side = args.short_side if args.short_side is not None else 0 if slides else 256
     out, url = output_place(args.out, dataset.name)
+    files = fold_options(args)
     options = ConvertOptions(
         pixels=pixel_options(args, dataset, short_side or None),
         split=args.split,
@@ -212,8 +219,9 @@ def main(args: argparse.Namespace) -> None:
         url=url,
         metadata=tuple(entry.partition("=")[0] for entry in args.metadata),
         near_duplicates=args.near_duplicates,
+        folds=files,
     )
-    files, place = fold_options(args), out if url is None else shown(url)
+    place = out if url is None else shown(url)
     if args.dry_run:
         print(dry_run(dataset, raw, place, options))
         return

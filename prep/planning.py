@@ -21,6 +21,7 @@ from prep.records import PHANTOM_MARKER, RawDataset, Record
 from prep.splits import SPLITS, intersections, split_by_source, split_official, split_random
 from prep.subgroups import DICOM_FIELDS, chosen
 from prep.tasks import Item, Task
+from shards.folds import FoldOptions
 from shards.identity import group_hash, make_key, salt_digest
 from shards.manifest import BLANK_LABEL, Grouping
 from shards.metadata import FIELDS
@@ -35,7 +36,8 @@ STUDY_CACHE = "val_ids.json"  # the study's own, in a raw folder
 @dataclass(frozen=True)
 class ConvertOptions:
     """How to convert. `shares` of train, val and test; `max_bad` is a share of all samples; `shard_samples` None: by
-    size. How tars lie there (`compress`), where (`url`) and who makes them (`workers`, `cluster`) is no part of a set.
+    size. How tars lie there (`compress`), where (`url`) and who makes them (`workers`, `cluster`) is no part of a set,
+    nor are the split files to be made of it (`folds`): whether they can be is seen first.
     """
 
     pixels: PixelOptions = field(default_factory=PixelOptions)
@@ -53,6 +55,7 @@ class ConvertOptions:
     cluster: str | None = None
     metadata: tuple[str, ...] = ("all",)
     near_duplicates: bool = False
+    folds: FoldOptions | None = None
 
     def __post_init__(self) -> None:
         if self.split not in SPLIT_MODES:

@@ -105,6 +105,8 @@ def _deal(labels: np.ndarray, groups: np.ndarray, seed: int, options: FoldOption
         shares = np.array(options.shares[:2] if options.keep_test else options.shares)
         yield f"split-seed-{seed}", deal(labels, groups, (shares / shares.sum()).tolist(), seed)
         return
+    if (count := len(np.unique(groups))) < folds:
+        raise ValueError(f"--folds {folds} needs {folds} groups, there are {count}, and a group is never divided")
     parts = deal(labels, groups, [1 / folds] * folds, seed)
     for fold in range(folds):
         codes = np.full(len(parts), TRAIN)

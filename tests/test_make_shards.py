@@ -127,3 +127,56 @@ def test_folds_come_with_the_set(raw: Path, tmp_path: Path, capsys: pytest.Captu
 def test_keep_test_alone_is_told() -> None:
     with pytest.raises(ValueError, match="--keep-test is of the split files of --folds or --repeats"):
         main(parse_args(["--dataset", "IDRiD", "--keep-test", "--dry-run"]))
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ("--dataset DDSM --table x.csv", "--table is of --dataset csv; DDSM has its own tables"),
+        ("--dataset DDSM --channels 1", "--channels is of --dataset csv"),
+        (
+            "--dataset Camelyon-slides --name x",
+            "--name is of --dataset csv or slides; this set is called",
+        ),
+        ("--dataset csv --tile-size 224", "--tile-size cuts whole slides; csv is none"),
+        ("--dataset DDSM --format png --quality 80", "--quality is of --format jpeg, not of png"),
+        ("--dataset DDSM --format raw --chroma 4:4:4", "--chroma is of --format jpeg, not of raw"),
+        ("--dataset DDSM --split study --shares .6 .2 .2", "--shares deals samples; --split study does not"),
+        ("--dataset DDSM --split-file s.csv --shares .6 .2 .2", "--shares deals samples; --split-file does not"),
+        ("--dataset DDSM --split random --split-file s.csv", "--split and --split-file exclude each other"),
+        ("--dataset DDSM --metadata age=years", "--metadata FIELD=COLUMN is of --dataset csv; of DDSM name the fields"),
+        ("--dataset DDSM --dry-run --json", "--json tells of a finished set; --dry-run makes none"),
+    ],
+)
+def test_flags_that_would_do_nothing_are_refused(flags: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse_args(flags.split())
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and told in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--dataset slides --name mine --tile-size 224",
+        "--dataset csv --name mine --table t.csv --metadata age=years",
+        "--dataset DDSM --format png --quality 95",
+        "--dataset DDSM --split none --shares .6 .2 .2 --repeats 3",
+        "--dataset DSDM --table x.csv",
+    ],
+)
+def test_flags_that_do_something_are_taken(flags: str) -> None:
+    parse_args(flags.split())
+
+
+def test_folds_are_told_before_anything_is_made(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["--dataset", "IDRiD", "--raw", str(raw), "--out", str(tmp_path / "set")]
+    for more in ([], ["--dry-run"]):
+        with pytest.raises(ValueError, match="--folds 41 needs 41 groups, there are 40, and a group is never divided"):
+            main(parse_args([*base, "--folds", "41", *more]))
+        assert not list(tmp_path.iterdir())
+    main(parse_args([*base, "--folds", "4", "--dry-run"]))
+    assert "split file fold-3-of-4-seed-0: train 20, val 10, test 10 images, whole groups" in capsys.readouterr().out
+    main(parse_args([*base, "--repeats", "12", "--dry-run"]))
+    assert "and 2 more split files" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())

@@ -64,9 +64,36 @@ def test_from_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.Capt
     assert "30 images" in capsys.readouterr().out
 
 
+def test_decimal_numbers_are_ordered_as_numbers(folder: Path) -> None:
+    table = folder / "labels.csv"
+    table.write_text(
+        "path,label\n" + "".join(f"{n}.png,{value}\n" for n, value in enumerate(["10.5", "2.0", "-1"] * 9))
+    )
+    assert table_dataset("own", TableColumns(table)).views["default"].classes == ["-1", "2.0", "10.5"]
+
+
+def _rows(ids: int, each: int) -> str:
+    return "path,who\n" + "".join(f"{n}-{m}.png,MRN4711-{n}\n" for n in range(ids) for m in range(each))
+
+
+@pytest.mark.parametrize(("ids", "each", "refused"), [(3, 1, True), (20, 2, False), (21, 4, True), (21, 5, False)])
+def test_a_column_of_ids_does_not_become_class_names(ids: int, each: int, refused: bool, folder: Path) -> None:
+    """Class names stand in the manifest: four views of each patient under the patient's name would publish all ids."""
+    table = folder / "labels.csv"
+    table.write_text(_rows(ids, each))
+    if not refused:
+        assert len(table_dataset("own", TableColumns(table, labels=("who",))).views["default"].classes) == ids
+        return
+    with pytest.raises(ValueError, match=rf"column 'who' has {ids} values in {ids * each} rows, .* like ids") as error:
+        table_dataset("own", TableColumns(table, labels=("who",)))
+    assert "4711" not in str(error.value) and "--group-column" in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
+        ({"group": "finding"}, "column 'finding' is named twice among --path-column, --label-columns"),
+        ({"labels": ("wet", "dry", "wet")}, "column 'wet' is named twice"),
         ({"path": "nothing"}, "labels.csv has no column 'nothing'; it has file, finding"),
         ({"table": Path("none.csv")}, r"there is no table none\.csv: name it with --table"),
     ],

@@ -1,5 +1,7 @@
 """`--dataset csv`: any folder of images with a table of paths and labels, so that a user's own data need no code."""
 
+import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +14,8 @@ from prep.tables import read_table
 from shards.manifest import LabelView
 
 MAX_CLASSES = 10_000
+NUMBER = re.compile(r"-?\d+(\.\d+)?")
+FEW_CLASSES, FEW_ROWS = 20, 5  # above so many classes, so many rows each, or they are taken for ids
 
 
 @dataclass(frozen=True)
@@ -34,12 +38,26 @@ class TableColumns:
 
 
 def class_names(columns: TableColumns) -> list[str]:
-    """The distinct values of the one label column: numbers in their order, words in the alphabet's."""
-    values = {row[columns.labels[0]] for _, row in read_table(columns.table, columns.required)} - {""}
-    if not values or len(values) > MAX_CLASSES:
-        raise ValueError(f"column {columns.labels[0]!r} has {len(values)} values: 1 to {MAX_CLASSES} make classes")
-    numbers = all(value.lstrip("-").isdigit() for value in values)
-    return sorted(values, key=int) if numbers else sorted(values)
+    """The distinct values of the one label column: numbers in their order, words in the alphabet's.
+
+    Raises:
+        ValueError: no value or too many; or so many for the rows that they look like ids, which class names would carry
+            into the manifest.
+    """
+    name = columns.labels[0]
+    counts = Counter(row[name] for _, row in read_table(columns.table, columns.required))
+    del counts[""]
+    if not counts or len(counts) > MAX_CLASSES:
+        raise ValueError(f"column {name!r} has {len(counts)} values: 1 to {MAX_CLASSES} make classes")
+    rows = counts.total()
+    if rows < 2 * len(counts) > 4 or (len(counts) > FEW_CLASSES and rows < FEW_ROWS * len(counts)):
+        raise ValueError(
+            f"column {name!r} has {len(counts)} values in {rows} rows, which looks like ids or free text, and class "
+            f"names travel with the set: classes want 2 rows each on average, {FEW_ROWS} where they are more than "
+            f"{FEW_CLASSES}; name another --label-columns (ids go to --group-column)"
+        )
+    numbers = all(NUMBER.fullmatch(value) for value in counts)
+    return sorted(counts, key=lambda value: (float(value), value)) if numbers else sorted(counts)
 
 
 def table_dataset(
@@ -50,6 +68,7 @@ def table_dataset(
     Blank labels of a single-label table are left out and counted; of a multi-label one they are kept, and ignored by
     the view, as -1 is.
     """
+    _check_roles(columns)
     if not columns.table.is_file():
         raise ValueError(f"there is no table {columns.table}: name it with --table")
     single = len(columns.labels) == 1
@@ -85,6 +104,15 @@ def table_dataset(
         notes=() if columns.group else ("no group column was named: images of one patient are not kept together",),
     )
     return dataset
+
+
+def _check_roles(columns: TableColumns) -> None:
+    """ValueError where one column is named as two of path, labels, group and split."""
+    named = Counter((columns.path, *columns.labels, *filter(None, (columns.group, columns.split))))
+    if twice := [name for name, count in named.items() if count > 1]:
+        raise ValueError(
+            f"column {twice[0]!r} is named twice among --path-column, --label-columns, --group-column, --split-column"
+        )
 
 
 def _record(root: Path, row: dict[str, str], columns: TableColumns, classes: list[str], where: str) -> Record:
