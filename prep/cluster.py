@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from prep.finishing import versions
-from prep.pool import Done, Progress
-from prep.tasks import Outcome, Task, run_task
+from prep.pool import Done, Progress, T
+from prep.tasks import Outcome, Work
 
 CONNECT_SECONDS = 20
 NO_WORKER_SECONDS = 300.0
 TASKS_A_THREAD = 2
 
 
-def run_on_cluster(tasks: list[Task], address: str, root: Path, progress: Progress, done: Done) -> None:
+def run_on_cluster(tasks: list[T], address: str, root: Path, progress: Progress, done: Done[T]) -> None:
     """Run all tasks; `done` is called here as each ends, and may raise to stop the rest.
 
     Raises:
@@ -52,9 +52,9 @@ def _connect(address: str) -> Any:
         ) from None
 
 
-def _run(tasks: list[Task], client: Any, executor: Any, root: Path, progress: Progress, done: Done) -> None:
+def _run(tasks: list[T], client: Any, executor: Any, root: Path, progress: Progress, done: Done[T]) -> None:
     queue, wanted = deque(tasks), versions(compress=tasks[0].compress)
-    running: dict[Future[Outcome], Task] = {}
+    running: dict[Future[Outcome], T] = {}
     totals, lonely = [0, 0, 0], _Lonely(client)
     try:
         while queue or running:
@@ -77,7 +77,7 @@ def _run(tasks: list[Task], client: Any, executor: Any, root: Path, progress: Pr
         raise
 
 
-def _result(future: "Future[Outcome]", task: Task) -> Outcome:
+def _result(future: "Future[Outcome]", task: Work) -> Outcome:
     try:
         return future.result()
     except (ValueError, OSError):
@@ -112,7 +112,7 @@ class _Lonely:
         return count
 
 
-def run_elsewhere(task: Task, wanted: dict[str, str], root: Path) -> Outcome:
+def run_elsewhere(task: Work, wanted: dict[str, str], root: Path) -> Outcome:
     """A task on a worker, once it is sure that it would write the same bytes to the same place."""
     where, own = socket.gethostname(), versions(compress=task.compress)
     if other := sorted(name for name in wanted if own.get(name) != wanted[name]):
@@ -128,7 +128,7 @@ def run_elsewhere(task: Task, wanted: dict[str, str], root: Path) -> Outcome:
         )
     if isinstance(root, Path) and not root.is_dir():
         raise ValueError(f"the worker on {where} does not see the raw folder: share it, or give --raw a URL")
-    return run_task(task, _no_tick)
+    return task.run(_no_tick)
 
 
 def _no_tick(size: int, decoded: bool) -> None:

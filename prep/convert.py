@@ -8,14 +8,16 @@ import hashlib
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 from prep.delivery import deliver_manifest, listing, read_manifest, remove
 from prep.finishing import make_manifest, near_duplicates, versions
 from prep.fold_files import check_folds
+from prep.gathering import Bucket, with_buckets
 from prep.places import StoreFailed, is_far
 from prep.planning import ConvertOptions, Planned, make_plan, make_tasks
-from prep.pool import Progress, run_tasks
+from prep.pool import Done, Progress, T, run_tasks
 from prep.private import PrivateFolder
 from prep.records import RawDataset
 from prep.tasks import Outcome, Task, finished, keep, undecodable
@@ -69,7 +71,9 @@ def _convert(
     if options.folds is not None:
         check_folds(plan, options.folds)
     if (done := _finished_set(out, options)) is not None:
-        return _already_done(done, out, plan, options), False
+        done = _already_done(done, out, plan, options)
+        _forget(private, "buckets", "outcomes")
+        return done, False
     if options.url is None:
         out.mkdir(parents=True, exist_ok=True)
     made_with = [plan.set_id, versions(compress=options.compress == "zstd"), options.compress, options.url]
@@ -79,14 +83,17 @@ def _convert(
     rows = [(key, r.source, r.group, split) for split, part in plan.parts.items() for key, r in part]
     private.write_table("sources.csv", ("key", "source", "group", "split"), rows)
     tasks = make_tasks(plan, out, outcomes, options, salt)
-    results = _run(plan, root, tasks, private, options)
+    buckets: list[Bucket] = []
+    if options.cluster is None or options.url is None:  # else there is no folder that all workers see
+        tasks, buckets = with_buckets(tasks, private.path / "buckets" / run)
+    results = _run(plan, root, tasks, buckets, private, options)
     manifest = make_manifest(plan, tasks, results, options, _near_duplicates(plan, tasks, results, private, options))
     _tidy(out, private, manifest, options.url)
     if options.url is None:
         manifest.write(out)
     else:
         deliver_manifest(manifest, options.url)
-    _forget_outcomes(private)
+    _forget(private, "buckets", "outcomes")
     return manifest, True
 
 
@@ -159,7 +166,12 @@ def _check_output(out: Path, url: str | None) -> None:
 
 
 def _run(
-    plan: Planned, root: Path, tasks: list[Task], private: PrivateFolder, options: ConvertOptions
+    plan: Planned,
+    root: Path,
+    tasks: list[Task],
+    buckets: list[Bucket],
+    private: PrivateFolder,
+    options: ConvertOptions,
 ) -> dict[str, Outcome]:
     there = _sizes(private.out, options.url) if options.url is not None else {}
     results = {task.stem: outcome for task in tasks if (outcome := finished(task, there)) is not None}
@@ -191,26 +203,47 @@ def _run(
             check()
 
     check()
+    if open_tasks:
+        _fill(buckets, private, root, options)
     already = sum(len(task.items) for task in tasks) - sum(len(task.items) for task in open_tasks)
     progress = Progress(plan.num_samples, already, options.quiet)
+    _run_all(open_tasks, root, private.out, progress, done, options)
+    return results
+
+
+def _fill(buckets: list[Bucket], private: PrivateFolder, root: Path, options: ConvertOptions) -> None:
+    """Fill the buckets that are not there yet, and drop those of runs with other options."""
+    for path in (private.path / "buckets").glob("*"):
+        if not buckets or path != buckets[0].folder:
+            _forget(private, f"buckets/{path.name}")
+    if not buckets:
+        return
+    buckets[0].folder.mkdir(parents=True, exist_ok=True)
+    empty = [bucket for bucket in buckets if not bucket.path.is_file()]
+    total, left = (sum(len(bucket.items) for bucket in some) for some in (buckets, empty))
+    progress = Progress(total, total - left, options.quiet, "reading")
+    _run_all(empty, root, private.out, progress, lambda bucket, outcome: None, options)
+
+
+def _run_all(tasks: list[T], root: Path, out: Path, progress: Progress, done: Done[T], options: ConvertOptions) -> None:
+    """Run tasks where the options say; what ends them early is told in one line."""
     try:
         if options.cluster is not None:
             from prep.cluster import run_on_cluster  # Dask is needed only there
 
-            run_on_cluster(open_tasks, options.cluster, root, progress, done)
+            run_on_cluster(tasks, options.cluster, root, progress, done)
         else:
-            run_tasks(open_tasks, options.workers, progress, done)
+            run_tasks(tasks, options.workers, progress, done)
     except StoreFailed as error:
         raise ValueError(f"{error}; finished shards are kept") from None
     except OSError as error:
         raise ValueError(
-            f"writing {private.out} failed ({error.strerror or type(error).__name__}): free space or mend the disk, "
+            f"writing {out} failed ({error.strerror or type(error).__name__}): free space or mend the disk, "
             "then run "
             f"the same command; finished shards are kept"
         ) from error
     finally:
         progress.bar.close()
-    return results
 
 
 def _tidy(out: Path, private: PrivateFolder, manifest: Manifest, url: str | None) -> None:
@@ -227,9 +260,8 @@ def _tidy(out: Path, private: PrivateFolder, manifest: Manifest, url: str | None
         private.write_table("left_out.csv", ("key", "source", "split", "reason"), [])
 
 
-def _forget_outcomes(private: PrivateFolder) -> None:
-    root = private.path / "outcomes"
-    for path in sorted(root.rglob("*"), reverse=True):
-        path.unlink() if path.is_file() else path.rmdir()
-    if root.is_dir():
-        root.rmdir()
+def _forget(private: PrivateFolder, *names: str) -> None:
+    """Remove folders of the private folder that a finished set does not need."""
+    for name in names:
+        if (private.path / name).is_dir():
+            shutil.rmtree(private.path / name)

@@ -6,18 +6,20 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context
+from typing import TypeVar
 
 from prep.progress import progress as make_bar
-from prep.tasks import Outcome, Stopped, Task, run_in_worker, run_task, start_worker
+from prep.tasks import Outcome, Stopped, Work, run_in_worker, start_worker
 
-Done = Callable[[Task, Outcome], None]
+T = TypeVar("T", bound=Work)
+Done = Callable[[T, Outcome], None]
 
 
 class Progress:
     """A bar of images a second with megabytes a second and failures."""
 
-    def __init__(self, total: int, already: int, quiet: bool = False):
-        self.bar = make_bar(total, "shards", "image", already=already, quiet=quiet)
+    def __init__(self, total: int, already: int, quiet: bool = False, what: str = "shards"):
+        self.bar = make_bar(total, what, "image", already=already, quiet=quiet)
         self.already, self.bytes, self.failures = already, 0, 0
 
     def show(self, images: int, raw_bytes: int, failures: int) -> None:
@@ -28,7 +30,7 @@ class Progress:
         self.bar.set_postfix_str(f"{raw_bytes / seconds / 1e6:.1f} MB/s, {failures} failed", refresh=False)
 
 
-def run_tasks(tasks: list[Task], workers: int, progress: Progress, done: Done) -> None:
+def run_tasks(tasks: list[T], workers: int, progress: Progress, done: Done[T]) -> None:
     """Run all tasks; `done` is called in this process as each ends, and may raise to stop the rest.
 
     Raises:
@@ -42,7 +44,7 @@ def run_tasks(tasks: list[Task], workers: int, progress: Progress, done: Done) -
         _run_pool(tasks, min(workers, len(tasks)), progress, done)
 
 
-def _run_here(tasks: list[Task], progress: Progress, done: Done) -> None:
+def _run_here(tasks: list[T], progress: Progress, done: Done[T]) -> None:
     totals = [0, 0, 0]
 
     def tick(size: int, decoded: bool) -> None:
@@ -51,7 +53,7 @@ def _run_here(tasks: list[Task], progress: Progress, done: Done) -> None:
         progress.show(*totals)
 
     for task in tasks:
-        done(task, run_task(task, tick))
+        done(task, task.run(tick))
 
 
 @contextmanager
@@ -79,9 +81,9 @@ def _pool(workers: int) -> Iterator[tuple[ProcessPoolExecutor, object]]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _run_pool(tasks: list[Task], workers: int, progress: Progress, done: Done) -> None:
+def _run_pool(tasks: list[T], workers: int, progress: Progress, done: Done[T]) -> None:
     queue = iter(tasks)
-    running: dict[Future[Outcome], Task] = {}
+    running: dict[Future[Outcome], T] = {}
     try:
         with _pool(workers) as (pool, counters):
             while True:

@@ -6,6 +6,7 @@ left_out.csv     key, source, split, reason: what did not decode
 near_duplicates.csv  on request: pairs of sources in two splits that look alike
 lock             held while a conversion runs; the kernel frees it when the process dies, however it dies
 outcomes/…       what each finished shard of an unfinished run holds
+buckets/…        images of HDF5 files and slides, encoded, until the set is finished
 """
 
 import csv

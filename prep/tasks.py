@@ -2,6 +2,7 @@
 
 A task depends on nothing but its own fields, so any number of workers, in any order, after any interruption, writes
 the same bytes. A worker holds one raw image and its decoded pixels at a time, of a store's files READ_AHEAD more.
+Images of HDF5 files and of slides come out of buckets, where they lie encoded (prep/gathering.py).
 """
 
 import hashlib
@@ -16,13 +17,14 @@ from functools import partial
 from multiprocessing import connection, parent_process
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import cv2
 import numpy as np
 import simplejpeg
 import xxhash
 
+from prep.buckets import Encoded, take
 from prep.delivery import deliver
 from prep.hdf5 import read_row
 from prep.images import PixelOptions, UndecodableImage, prepare, prepare_pixels, read_file
@@ -40,7 +42,7 @@ READ_AHEAD = 4  # files of a store
 @dataclass(frozen=True)
 class Item:
     """One sample of a task: its key, raw file, source labels (blanks as in the index), group hash, and what its table
-    tells of the allow-list.
+    tells of the allow-list. `bucket`: where it lies encoded, if it does.
     """
 
     key: str
@@ -50,6 +52,7 @@ class Item:
     row: int | None = None
     region: Region | None = None
     metadata: Metadata = field(default_factory=dict)
+    bucket: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,10 @@ class Task:
     def stem(self) -> str:
         """The shard's file name without its extension."""
         return f"{self.split}-{self.shard:06d}"
+
+    def run(self, tick: Callable[[int, bool], None]) -> "Outcome":
+        """Write it: see run_task."""
+        return run_task(self, tick)
 
 
 @dataclass
@@ -178,7 +185,7 @@ def reading(items: tuple[Item, ...]) -> Iterator[tuple[Item, Callable[[], bytes]
     with ThreadPoolExecutor(READ_AHEAD) as pool:
         waiting: deque[tuple[Item, Callable[[], bytes]]] = deque()
         for item in items:
-            whole = item.row is None and item.region is None
+            whole = item.row is None and item.region is None and item.bucket is None
             waiting.append((item, pool.submit(read_file, item.path).result if whole else partial(read_file, item.path)))
             if len(waiting) > READ_AHEAD:
                 yield waiting.popleft()
@@ -193,24 +200,15 @@ def _add(
     outcome: Outcome,
     tick: Callable[[int, bool], None],
 ) -> None:
-    size = 0
     try:
-        if item.row is None and item.region is None:
-            data = read()
-            size = len(data)
-            prepared = prepare(data, task.pixels, item.metadata)
-        else:
-            raw = read_tile(item.path, item.region) if item.region else read_row(item.path, item.row or 0)
-            size = raw.nbytes
-            prepared = prepare_pixels(raw, task.pixels, item.metadata)
+        encoded, height, width, metadata, size = _encoded(item, read, task)
     except UndecodableImage as error:
         if task.strict:
             raise undecodable(item.key, str(error), task.folder) from None
         outcome.left_out.append((item.key, str(error)))
-        tick(size, False)
+        tick(0, False)
         return
-    encoded, (height, width) = prepared.encoded, prepared.pixels.shape[:2]
-    told = {name: value for name, value in prepared.metadata.items() if name in task.fields}
+    told = {name: value for name, value in metadata.items() if name in task.fields}
     # Read back what was written: the statistics are those of the stored pixels, and a broken encoder is seen here.
     stored = read_back(encoded, task.pixels, height, width)
     outcome.measure(stored)
@@ -219,6 +217,19 @@ def _add(
     writer.add(item.key, encoded, task.pixels.format, item.labels, height, width, item.group, metadata=told)
     outcome.raw_bytes += size
     tick(size, True)
+
+
+def _encoded(item: Item, read: Callable[[], bytes], task: Task) -> Encoded:
+    if item.bucket is not None:
+        return take(item.bucket, item.key)
+    if item.row is None and item.region is None:
+        data = read()
+        size, prepared = len(data), prepare(data, task.pixels, item.metadata)
+    else:
+        raw = read_tile(item.path, item.region) if item.region else read_row(item.path, item.row or 0)
+        size, prepared = raw.nbytes, prepare_pixels(raw, task.pixels, item.metadata)
+    height, width = prepared.pixels.shape[:2]
+    return Encoded(prepared.encoded, height, width, prepared.metadata, size)
 
 
 def read_back(encoded: bytes, options: PixelOptions, height: int, width: int) -> np.ndarray:
@@ -286,8 +297,35 @@ def _end_with(sentinel: int) -> None:
     os._exit(1)
 
 
-def run_in_worker(task: Task) -> Outcome:
-    """run_task in a pool: progress goes to the shared counters (images, raw bytes, failures)."""
+class Work(Protocol):
+    """What workers can run: a shard, or a bucket."""
+
+    @property
+    def stem(self) -> str:
+        """Its name in messages."""
+
+    @property
+    def folder(self) -> Path:
+        """Where what it makes goes, unless there is a `url`."""
+
+    @property
+    def url(self) -> str | None:
+        """Where a store gets what it makes."""
+
+    @property
+    def compress(self) -> bool:
+        """Whether zstd packs it."""
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        """Its images."""
+
+    def run(self, tick: Callable[[int, bool], None]) -> Outcome:
+        """Do it. `tick(raw bytes, decoded)` is called once an image and may raise Stopped."""
+
+
+def run_in_worker(task: Work) -> Outcome:
+    """A task in a pool: progress goes to the shared counters (images, raw bytes, failures)."""
 
     def tick(size: int, decoded: bool) -> None:
         if _shared["stop"].is_set():
@@ -296,4 +334,4 @@ def run_in_worker(task: Task) -> Outcome:
             for position, value in enumerate((1, size, int(not decoded))):
                 _shared["counters"][position] += value
 
-    return run_task(task, tick)
+    return task.run(tick)

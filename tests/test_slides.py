@@ -194,3 +194,13 @@ def test_a_real_slide_is_tiled_without_labels(real_data: Path, tmp_path: Path) -
     rows = split.rows(np.arange(split.num_samples))
     assert 8 <= split.num_samples <= 24 and set(rows.heights) == {224}  # 4 x 6 squares of 224 um, half of them glass
     json.loads((tmp_path / "set" / "manifest.json").read_text())
+
+
+def test_a_tile_is_cut_at_whole_pixels_of_its_level_and_not_interpolated(tmp_path: Path) -> None:
+    write_pyramid(tmp_path / "a.tif", smooth(704, 1024), 0.25, 3, quality=95)
+    level = np.asarray(open_slide(tmp_path / "a.tif").read_region((0, 0), 1, (512, 352)))[..., :3]
+    tile = read_tile(tmp_path / "a.tif", Region(101.0, 67.4, 192.0, 96))
+    found = [
+        (x, y) for x in (50, 51) for y in (33, 34) if (level[y : y + 96, x : x + 96] == tile).all()
+    ]  # the two nearest either way
+    assert found == [(50, 34)]

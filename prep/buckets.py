@@ -1,0 +1,89 @@
+"""Buckets: consecutive images of an HDF5 file or of slides, encoded as they will be stored, in one small database each.
+
+A bucket is filled once, in the order of the source, and then asked for single images in the order of the shards. Its
+rows lie in the order of the keys, which is that of the shards: what one shard wants of a bucket lies together.
+"""
+
+import errno
+import json
+import os
+import sqlite3
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+from prep.images import UndecodableImage
+from shards.manifest import sync_folder
+from shards.metadata import Metadata
+
+MAX_OPEN = 128
+TABLE = "create table images (key text primary key, height int, width int, size int, told text, data blob, reason text)"
+
+
+class Encoded(NamedTuple):
+    """One image as it will be stored: its encoding, pixels a side, metadata, and the bytes that were read for it."""
+
+    data: bytes
+    height: int
+    width: int
+    told: Metadata
+    size: int
+
+
+def write_bucket(path: Path, images: Iterable[tuple[str, Encoded | str]], *, alone: bool = True) -> None:
+    """Write (key, image or the reason why there is none), sorted by key, whole or not at all.
+
+    alone False: another worker may come to write the same bucket.
+
+    Raises:
+        OSError: no room, or a broken disk.
+    """
+    aside = path.with_name(f".{path.name}{'' if alone else f'.{os.getpid()}'}.partial")
+    aside.unlink(missing_ok=True)
+    try:
+        with sqlite3.connect(aside, isolation_level=None) as database:
+            database.executescript(f"pragma journal_mode=off; pragma synchronous=off; begin; {TABLE} without rowid")
+            database.executemany("insert into images values (?, ?, ?, ?, ?, ?, ?)", map(_row, sorted(images)))
+            database.execute("commit")
+        database.close()
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except sqlite3.Error as error:
+        raise OSError(errno.EIO, str(error)) from None
+    finally:
+        aside.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def _row(entry: tuple[str, Encoded | str]) -> tuple[object, ...]:
+    key, image = entry
+    if isinstance(image, str):
+        return key, 0, 0, 0, "", b"", image
+    return key, image.height, image.width, image.size, json.dumps(dict(image.told)), image.data, ""
+
+
+@lru_cache(maxsize=MAX_OPEN)
+def _open(path: Path) -> sqlite3.Connection:
+    database = sqlite3.connect(f"{path.resolve().as_uri()}?immutable=1", uri=True)
+    database.execute("pragma cache_size=-64")  # 64 KiB each: a row is read once
+    return database
+
+
+def take(path: Path, key: str) -> Encoded:
+    """One image of a bucket.
+
+    Raises:
+        UndecodableImage: there was none, with the reason.
+        OSError: the bucket cannot be read.
+    """
+    try:
+        found = _open(path).execute("select * from images where key = ?", (key,)).fetchone()
+    except sqlite3.Error as error:
+        raise OSError(errno.EIO, str(error)) from None
+    assert found is not None, f"{key} is not in {path.name}"
+    _, height, width, size, told, data, reason = found
+    if reason:
+        raise UndecodableImage(reason)
+    return Encoded(data, height, width, json.loads(told), size)
