@@ -143,7 +143,7 @@ def decode_rate(split: Split, transform: Transform, batch: int, threads: int, se
     def one(position: int) -> None:
         key, image, form = encoded[position]
         try:
-            decode_fast(image, form[0], transform.channels, *form[1:], bits=split.manifest.bits)
+            decode_fast(image, form[0], transform.stored_channels, *form[1:], bits=split.manifest.bits)
         except ValueError as error:
             raise ValueError(f"sample {key} of {split.name}: {error}; run python -m shards check") from None
 

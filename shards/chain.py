@@ -24,6 +24,7 @@ from shards.operators import (
     as_size,
     require,
 )
+from shards.windows import Window
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,15 @@ class Transform:
         require("Erasing" not in kinds[:cut], "Erasing stands before Normalize: put it behind")
         object.__setattr__(self, "names", names_of(self.operators))
         object.__setattr__(self, "size", self._final_size())
-        object.__setattr__(self, "normalize", self.operators[cut])
+        check_window(self.operators)
+        normalize = self.operators[cut]
+        assert isinstance(normalize, Normalize)
+        object.__setattr__(self, "normalize", normalize)
         wrong = [type(operator).__name__ for operator in self.operators if operator.colours_only]
         require(self.channels > 1 or not wrong, f"{', '.join(wrong)} wants colour images: leave it out for one channel")
+        count = len(normalize.mean)
+        wanted = windows_of(self.operators)
+        require(wanted in (1, count), f"Window: {wanted} windows make {wanted} channels, Normalize has {count} means")
 
     def _final_size(self) -> Size:
         size: Size | None = None
@@ -112,9 +119,25 @@ class Transform:
         """Channels of the output."""
         return len(self.normalize.mean)
 
+    @property
+    def stored_channels(self) -> int:
+        """Channels of the stored image: one where several windows make the others of it."""
+        return 1 if windows_of(self.operators) > 1 else self.channels
+
     def draw(self, keys: DrawKeys, heights: np.ndarray, widths: np.ndarray) -> Drawn:
         """Parameters of b samples whose stored sizes are `heights` and `widths`, int[b], pixels."""
         return draw_steps(list(zip(self.names, self.operators, strict=True)), keys, sizes_of(heights, widths))[0]
+
+
+def windows_of(operators: Sequence[Operator]) -> int:
+    """Windows of the Window among them; 1 where there is none."""
+    return max((operator.count for operator in operators if isinstance(operator, Window)), default=1)
+
+
+def check_window(operators: Sequence[Operator]) -> None:
+    """Refuse a Window that others come before: it says what the levels mean that they work on."""
+    behind = [operator for operator in operators[1:] if isinstance(operator, Window)]
+    require(not behind, "Window stands behind another operator: put it first, and give one")
 
 
 def sizes_of(heights: np.ndarray, widths: np.ndarray) -> np.ndarray:

@@ -108,7 +108,7 @@ class DaliExecutor:
         if self.raw:
             kind = np.uint8 if self.bits == 8 else np.dtype("<u2")
             encoded = [
-                np.frombuffer(image, kind).reshape(*size, self.transform.channels)
+                np.frombuffer(image, kind).reshape(*size, self.transform.stored_channels)
                 for image, size in zip(images, sizes, strict=True)
             ]
         else:
@@ -151,7 +151,7 @@ def graph(
             name: fn.external_source(name=name, ndim=feed.ndim, dtype=feed.kind) for name, feed in expected.items()
         }
         region = feeds[first[0] + ".window"] if crops_first else None
-        image = _stored(encoded, region, transform.channels, kind, raw, device)
+        image = _stored(encoded, region, transform.stored_channels, kind, raw, device)
 
         def applied(steps: Steps, image: Any) -> Any:
             for name, operator in steps:

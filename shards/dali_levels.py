@@ -1,4 +1,4 @@
-"""Gamma, CLAHE, stains, TrivialAugment and RandAugment in DALI's operators."""
+"""Gamma, CLAHE, stains, display windows, TrivialAugment and RandAugment in DALI's operators."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +11,7 @@ from shards.levels import Clahe, Gamma
 from shards.operators import Operator
 from shards.policies import RandAugment, TrivialAugment
 from shards.stains import DARKEST, StainJitter
+from shards.windows import Window
 
 SHARPNESS = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
 FLOAT, UINT8 = types.DALIDataType.FLOAT, types.DALIDataType.UINT8
@@ -101,6 +102,15 @@ def _equal(image: Any, magnitude: Any, depth: Feeds) -> Any:
     return fn.reinterpret(fn.equalize(image), layout="HWC")
 
 
+def _window(operator: Window, image: Any, feeds: Feeds) -> Any:
+    levels = fn.cast(image, dtype=FLOAT)
+    planes = []
+    for k in range(operator.count):
+        center, width = feeds["center"][k], feeds["width"][k]
+        planes.append(math.clamp((levels - (center - 0.5)) / (width - 1.0) + 0.5, 0.0, 1.0) * feeds["largest"])
+    return stored(planes[0] if operator.count == 1 else fn.cat(*planes, axis=2), feeds)
+
+
 OPERATION: dict[str, Callable[[Any, Any, Feeds], Any]] = {
     "Brightness": lambda image, magnitude, depth: brightness(image, 1.0 + magnitude, depth),
     "Color": lambda image, magnitude, depth: saturation(image, 1.0 + magnitude, depth),
@@ -117,4 +127,5 @@ BUILD: dict[type[Operator], Callable[[Any, Any, Feeds], Any]] = {
     StainJitter: _stains,
     TrivialAugment: _policy,
     RandAugment: _policy,
+    Window: _window,
 }

@@ -11,6 +11,7 @@ import numpy as np
 
 from shards.colours import JITTER_STEPS, ColorJitter, Grayscale, Solarize
 from shards.host_colours import LUMA
+from shards.windows import Window
 
 Apply = Callable[[Any, np.ndarray, dict[str, Any]], np.ndarray]
 LARGEST = np.float32(65535)
@@ -78,3 +79,15 @@ def solarize(operator: Solarize, image: np.ndarray, values: dict[str, Any]) -> n
     """Levels from the threshold on, which is given on the scale of 8 bits, are inverted."""
     image = _floats(image)
     return np.where(image >= np.float32(operator.threshold) * np.float32(257), LARGEST - image, image)
+
+
+def window(operator: Window, image: np.ndarray, values: dict[str, Any]) -> np.ndarray:
+    """Stored levels by each window: a channel each where there are several."""
+    levels = _floats(image)
+    made = [_by_window(levels, c, w) for c, w in zip(values["center"].tolist(), values["width"].tolist(), strict=True)]
+    return made[0] if len(made) == 1 else np.concatenate(made, axis=2)
+
+
+def _by_window(levels: np.ndarray, center: float, width: float) -> np.ndarray:
+    share = (levels - np.float32(center - 0.5)) * np.float32(1 / (width - 1)) + np.float32(0.5)
+    return np.clip(share, 0, 1, out=share) * LARGEST

@@ -41,6 +41,7 @@ from shards.operators import (
 from shards.policies import RandAugment, TrivialAugment
 from shards.stains import StainJitter
 from shards.warps import Affine, Perspective, Rotation
+from shards.windows import Window
 
 Failure = tuple[int, str]  # number in the batch, reason
 Executed = tuple[torch.Tensor, list[Failure]]
@@ -80,6 +81,7 @@ class HostExecutor:
         refuse_bits(transform.operators, bits)
         cv2.setNumThreads(1)  # our threads take whole samples; OpenCV's would fight with them
         self.transform, self.bits, self.channels, self.layout = transform, bits, transform.channels, layout
+        self._stored_channels = transform.stored_channels
         self._table = _normalisation_table(transform).astype(layout.numpy_type) if bits == 8 else None
         self._pixels, self._first = self._loops() if compiled else None, native_from(transform)
         self._memory = Memory()
@@ -123,7 +125,7 @@ class HostExecutor:
         def sample(i: int) -> str | None:
             data, encoding = images[i], encodings[i]
             try:
-                image = decode_fast(data, encoding, self.channels, *shapes[i], bits=self.bits, into=OWN.decoded)
+                image = decode_fast(data, encoding, self._stored_channels, *shapes[i], bits=self.bits, into=OWN.decoded)
             except ValueError as error:
                 out[i] = 0
                 return str(error)
@@ -293,10 +295,16 @@ class Memory:
 
 
 def refuse_bits(operators: Sequence[Operator], bits: int) -> None:
-    """ValueError where an operator is not defined on 16 bits."""
+    """ValueError where an operator is not defined on so many bits."""
     wrong = [type(op).__name__ for op in operators if op.eight_bits_only]
     if bits != 8 and wrong:
         raise ValueError(f"{', '.join(wrong)} work on 8-bit images, these have {bits} bits: leave them out")
+    wrong = [type(op).__name__ for op in operators if op.sixteen_bits_only]
+    if bits != 16 and wrong:
+        raise ValueError(
+            f"{', '.join(wrong)} works on 16-bit images, these have {bits} bits: leave it out, or make the set with "
+            "--bits 16"
+        )
 
 
 def _one_thread() -> None:
@@ -391,6 +399,7 @@ APPLY: dict[type[Operator], Apply] = {
     StainJitter: host_levels.stains,
     TrivialAugment: policy,
     RandAugment: policy,
+    Window: host_deep.window,
 }
 
 

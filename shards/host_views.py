@@ -40,7 +40,9 @@ class HostViews:
 
         def one(i: int) -> tuple[memoryview, str | None]:
             try:
-                image = decode_fast(images[i], encodings[i], self.views.channels, *sizes[i].tolist(), bits=self.bits)
+                image = decode_fast(
+                    images[i], encodings[i], self.views.stored_channels, *sizes[i].tolist(), bits=self.bits
+                )
             except ValueError as error:
                 return self._as_stored(np.zeros((*drawn.sizes[i].tolist(), self.views.channels))), str(error)
             for apply, operator, values in programs[i]:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from shards.draws import DrawKeys
-from shards.host_executor import Failure, HostExecutor
+from shards.host_executor import Failure, HostExecutor, refuse_bits
 from shards.host_views import HostViews
 from shards.index import ENCODING_NAMES
 from shards.joined import JoinedSplit
@@ -116,11 +116,12 @@ class Loader:
         share = global_batch // world
         if micro_batch is not None and (micro_batch < 1 or share % micro_batch):
             raise ValueError(f"micro_batch {micro_batch} does not divide the {share} samples a rank takes each step")
-        if transform.channels != split.manifest.channels:
+        if transform.stored_channels != split.manifest.channels:
             raise ValueError(
-                f"the transform normalises {transform.channels} channels, the images of {split.manifest.name} have "
-                f"{split.manifest.channels}"
+                f"the transform normalises {transform.stored_channels} channels, the images of {split.manifest.name} "
+                f"have {split.manifest.channels}"
             )
+        refuse_bits(transform.operators, split.manifest.bits)
         self.split, self.transform, self.seed = split, transform, seed
         self.rank, self.world, self.prefetch, self.verify = rank, world, prefetch, verify
         self.micro_batch, self.max_bad = micro_batch or share, 0 if strict else _allowed_bad(split, max_bad)

@@ -78,6 +78,7 @@ class Operator:
     """One step; this one draws nothing."""
 
     eight_bits_only: ClassVar[bool] = False  # has no meaning, or no executor, on 16 bits
+    sixteen_bits_only: ClassVar[bool] = False  # has no meaning on 8 bits
     colours_only: ClassVar[bool] = False  # has no meaning on one channel
 
     @property

@@ -31,6 +31,7 @@ from shards.presets import PRESETS, preset_of
 from shards.stains import StainJitter
 from shards.views import AnyDrawn, AnyTransform, MultiCrop, Views, made_of
 from shards.warps import Affine, Perspective, Rotation
+from shards.windows import Window
 
 __all__ = ["OPERATORS", "PRESETS", "AnyDrawn", "AnyTransform", "Drawn", "Transform", "Views"]
 
@@ -40,7 +41,7 @@ OPERATORS: dict[str, type[Operator]] = {
     for kind in (
         *(Resize, CenterCrop, RandomCrop, RandomResizedCrop, MultiCrop, VerticalFlip, HorizontalFlip, Rotate90),
         *(Rotation, Affine, Perspective, ColorJitter, Grayscale, GaussianBlur, Solarize, Gamma, Clahe, StainJitter),
-        *(TrivialAugment, RandAugment, Normalize, Erasing),
+        *(Window, TrivialAugment, RandAugment, Normalize, Erasing),
     )
 }
 
@@ -52,37 +53,52 @@ def train_transform(
     *,
     scale: tuple[float, float] | None = None,
     preset: str = "light",
+    window: Window | None = None,
 ) -> Transform:
     """The training transform of a preset; `scale` takes the place of its crop's own share of the area.
+
+    window: stands before it; three windows are no colours, and what is of colours is left out as on one channel.
 
     Raises:
         ValueError: an unknown preset, or a parameter out of range.
     """
-    chosen = preset_of(preset)
-    return one_view(transform_of(chosen.steps(as_size("train_transform", size), len(mean), scale), mean, std))
+    channels = len(mean) if window is None or window.count == 1 else 1
+    steps = preset_of(preset).steps(as_size("train_transform", size), channels, scale)
+    return one_view(transform_of(steps, mean, std, window))
 
 
 def eval_transform(
-    size: int | Size, mean: Sequence[float], std: Sequence[float], *, resize: int | Size | None = None
+    size: int | Size,
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    resize: int | Size | None = None,
+    window: Window | None = None,
 ) -> Transform:
-    """Short side resized to `resize` (none: size * 256 / 224; a pair squashes), the central crop, normalisation."""
+    """Short side resized to `resize` (none: size * 256 / 224; a pair squashes), the central crop, normalisation.
+
+    window: stands before all of it.
+    """
     target = as_size("eval_transform", size)
     before = round(max(target) * 256 / 224) if resize is None else resize
     if isinstance(before, int):
         require(before >= max(target), too_large("CenterCrop", target, str(before)))
-    return Transform((Resize(before), CenterCrop(target), Normalize(tuple(mean), tuple(std))))
+    first = () if window is None else (window,)
+    return Transform((*first, Resize(before), CenterCrop(target), Normalize(tuple(mean), tuple(std))))
 
 
-def transform_of(steps: Sequence[Mapping[str, Any]], mean: Sequence[float], std: Sequence[float]) -> AnyTransform:
+def transform_of(
+    steps: Sequence[Mapping[str, Any]], mean: Sequence[float], std: Sequence[float], window: Window | None = None
+) -> AnyTransform:
     """A transform from data: `[{"op": "RandomResizedCrop", "size": 224}, {"op": "HorizontalFlip", "p": 0.5}]`.
 
     `op` is one of OPERATORS, the rest its parameters, lists for tuples. Normalize need not be named: it stands at the
-    end, or before Erasing.
+    end, or before Erasing. window: stands before them.
 
     Raises:
         ValueError: an unknown operator or parameter (with the known ones), or what `Transform` refuses.
     """
-    operators = [operator_of(step) for step in steps]
+    operators = [*([] if window is None else [window]), *(operator_of(step) for step in steps)]
     if not any(isinstance(operator, Normalize) for operator in operators):
         place = next((i for i, operator in enumerate(operators) if isinstance(operator, Erasing)), len(operators))
         operators.insert(place, Normalize(tuple(mean), tuple(std)))

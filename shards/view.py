@@ -22,6 +22,7 @@ from shards.sheet import choose_examples
 from shards.transforms import PRESETS, AnyDrawn, AnyTransform, Drawn, train_transform, transform_of
 from shards.view_page import Row, picture
 from shards.views import DrawnViews, Views
+from shards.windows import Window, window_of
 
 EXECUTORS: dict[str, tuple[Literal["dali", "host"], ...]] = {
     "host": ("host",),
@@ -91,7 +92,7 @@ def make_row(
             raise ValueError(f"sample {key}: {failures[0][1]}; run python -m shards check {shard_set.path}")
         views = pixels if isinstance(pixels, tuple) else (pixels,)
         made[name] = [image for view in views for image in levels(view, transform)]
-    stored = decode(image, encoding, transform.channels, *size, split.manifest.bits)
+    stored = decode(image, encoding, transform.stored_channels, *size, split.manifest.bits)
     label = label_of(shard_set, split.labels(np.array([position]))[0])
     if isinstance(drawn, DrawnViews):
         each, rows_of = [Drawn((*drawn.before.steps, *view.steps)) for view in drawn.views], [0] * len(drawn.views)
@@ -101,7 +102,8 @@ def make_row(
         heads = tuple(f"epoch {epoch}" for epoch in range(versions))
     captions = [one.describe(row) for one, row in zip(each, rows_of, strict=True)]
     windows = [stored_window(one, row, size) for one, row in zip(each, rows_of, strict=True)]
-    return Row(key, label, stored, made, captions, windows, heads)
+    windowed = isinstance(transform.operators[0], Window)
+    return Row(key, label, stored, made, captions, windows, heads, windowed)
 
 
 def levels(pixels: torch.Tensor, transform: AnyTransform) -> np.ndarray:
@@ -141,6 +143,7 @@ def write_view(
     size: int = 224,
     executor: str = "host",
     operators: str | None = None,
+    window: Window | None = None,
 ) -> Path:
     """Write the sheet as a .png; the same set, seed and preset give the same picture.
 
@@ -152,9 +155,12 @@ def write_view(
         if not 1 <= value <= MOST:
             raise ValueError(f"--{name} is {value}; give 1 to {MOST}")
     manifest, part = shard_set.manifest, shard_set.split(split)
-    transform: AnyTransform = train_transform(size, manifest.mean, manifest.std, preset=preset)
+    mean, std = manifest.mean, manifest.std
+    if window is not None and window.count > 1:
+        mean, std = [0.5] * window.count, [0.25] * window.count
+    transform: AnyTransform = train_transform(size, mean, std, preset=preset, window=window)
     if operators is not None:
-        transform, preset = transform_of(steps_of(operators), manifest.mean, manifest.std), "its own operators"
+        transform, preset = transform_of(steps_of(operators), mean, std, window), "its own operators"
     positions = choose(part, samples, seed)
     rows = make_rows(shard_set, part, transform, positions, versions, seed, executor)
     phantom = " · PHANTOM images, no medical meaning" if manifest.phantom else ""
@@ -183,6 +189,14 @@ def steps_of(text: str) -> list[dict[str, Any]]:
     return steps
 
 
+def numbers(flag: str, text: str) -> list[float]:
+    """Numbers between commas. ValueError for anything else."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{flag} is {text!r}; write numbers between commas, such as 1064,400") from None
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line of `python -m shards view`."""
     parser = Parser(
@@ -202,11 +216,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--executor", choices=list(EXECUTORS), default="host", help="who makes the pixels; both: side by side"
     )
+    parser.add_argument("--display-window", help="16 bits, as the trainer's: center,width, or three such pairs")
     parser.add_argument("--view", help="a label view of the manifest (default: its own choice)")
     parser.add_argument("--out", type=Path, help="the picture to write (default: NAME-PRESET.png in this folder)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     o = parser.parse_args(argv)
     shard_set = ShardSet(o.folder, view=o.view)
+    window = window_of(numbers("--display-window", o.display_window)) if o.display_window is not None else None
     out = write_view(
         shard_set,
         o.out or Path(f"{shard_set.manifest.name}-{o.preset}.png"),
@@ -214,6 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             name: getattr(o, name)
             for name in ("preset", "split", "samples", "versions", "seed", "size", "executor", "operators")
         },
+        window=window,
     )
     print(f"wrote {out}")
     return 0

@@ -33,6 +33,7 @@ class Row(NamedTuple):
     captions: list[list[str]]  # of each version, a line for each operator that acts
     windows: list[tuple[float, float, float, float] | None]  # top, left, height, width in stored pixels
     heads: tuple[str, ...]  # of each version: an epoch, or a view
+    windowed: bool = False  # 16 bits are shown as they come
 
 
 def picture(rows: Sequence[Row], title: str, subtitle: str) -> Figure:
@@ -58,7 +59,13 @@ def picture(rows: Sequence[Row], title: str, subtitle: str) -> Figure:
         for v in range(versions):
             left = 2 * GAP + TILE + v * (cell + GAP)
             for n, name in enumerate(names):
-                page.image(_stretched(row.versions[name][v], row), left + n * (tile + BETWEEN), top, tile, tile)
+                page.image(
+                    row.versions[name][v] if row.windowed else _stretched(row.versions[name][v], row),
+                    left + n * (tile + BETWEEN),
+                    top,
+                    tile,
+                    tile,
+                )
             page.bar(left, top + tile + 0.02, cell, 0.035, COLOURS[v % len(COLOURS)])
             page.caption(left, top + tile + PAD, own[1 + v])
     return figure

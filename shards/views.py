@@ -11,7 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
-from shards.chain import Drawn, Transform, draw_steps, names_of, sizes_of
+from shards.chain import Drawn, Transform, check_window, draw_steps, names_of, sizes_of, windows_of
 from shards.draws import DrawKeys
 from shards.operators import (
     KERNELS,
@@ -107,6 +107,9 @@ class Views:
         assert isinstance(crop, MultiCrop)
         made = tuple(Transform((each, *self.operators[self.cut + 1 :])) for each in crop.crops)
         object.__setattr__(self, "transforms", made)
+        check_window(self.operators)
+        count, wanted = made[0].channels, windows_of(self.operators)
+        require(wanted in (1, count), f"Window: {wanted} windows make {wanted} channels, Normalize has {count} means")
 
     @cached_property
     def cut(self) -> int:
@@ -142,6 +145,11 @@ class Views:
     def channels(self) -> int:
         """Channels of the output."""
         return self.transforms[0].channels
+
+    @property
+    def stored_channels(self) -> int:
+        """Channels of the stored image, as a plain transform says."""
+        return 1 if windows_of(self.operators) > 1 else self.channels
 
     def draw(self, keys: DrawKeys, heights: np.ndarray, widths: np.ndarray) -> DrawnViews:
         """Parameters of b samples whose stored sizes are `heights` and `widths`, int[b], pixels.

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from shards.host_executor import refuse_bits
 from shards.loader import choose_executor
 from shards.manifest import write_aside
 from shards.shardset import ShardSet
@@ -122,7 +123,7 @@ def weights_info(config: Config, shards: ShardSet) -> WeightsInfo:
     """What the run's weights files say of themselves."""
     manifest = shards.manifest
     mean, std = config.data.norm(manifest)
-    channels = net_channels(config, manifest.channels)
+    channels = net_channels(config, config.data.image_channels(manifest))
     return WeightsInfo(
         config.model.model, shards.num_classes, channels, config.data.image_size, tuple(shards.classes),
         tuple(mean), tuple(std), manifest.digest, config.model_dump(mode="json"),
@@ -169,6 +170,8 @@ def check(job: Job) -> None:
         raise ValueError(f"{shards.path} has no split train; it has {', '.join(shards.split_names)}")
     if job.config.schedule.schedule == "plateau" and "val" not in shards.split_names:
         raise ValueError(f"--schedule plateau follows the validation, and {shards.path} has no split val: take cosine")
+    for transform in (job.train_transform, job.eval_transform):
+        refuse_bits(transform.operators, shards.manifest.bits)
     shards.check_files()
     micro = job.settings.micro_batch(world)
     if (training.mixup or training.cutmix) and (micro % 2 or job.batch % (2 * world)):

@@ -21,11 +21,13 @@ from shards.manifest import Manifest
 from shards.presets import preset_of
 from shards.reshard import parse_size
 from shards.shardset import ShardSet
-from shards.transforms import Transform, eval_transform, one_view, transform_of
+from shards.transforms import AnyTransform, Transform, eval_transform, one_view, train_transform, transform_of
+from shards.windows import Window, window_of
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
+Stretch = Annotated[float, Field(ge=0, le=4)]
 JSONScalars = dict[str, float | int | bool | str | list[float] | None]
 
 
@@ -81,10 +83,20 @@ class Data(Section):
     eval_operators: list[dict[str, Any]] | None = Field(
         default=None, description="in place of resize and center crop, likewise"
     )
-    mean: tuple[float, ...] | None = Field(
-        default=None, description="of normalisation by channel, on the 0..1 scale; none: the set's own"
+    display_window: tuple[float, ...] | None = Field(
+        default=None,
+        description="16-bit images: center,width of the stored levels shown as black to white (DICOM's linear window); "
+        "three such pairs make three channels",
     )
-    std: tuple[Positive, ...] | None = Field(default=None, description="likewise")
+    display_jitter: tuple[Fraction, Stretch] = Field(
+        default=(0.0, 0.0),
+        description="training: the window moved by up to this share of its width, and stretched by up to 1 + this",
+    )
+    mean: tuple[float, ...] | None = Field(
+        default=None,
+        description="of normalisation by channel, on the 0..1 scale; none: the set's own, behind a display window .5",
+    )
+    std: tuple[Positive, ...] | None = Field(default=None, description="likewise; behind a display window .25")
     order: Literal["global", "windowed", "sequential"] = Field(default="global", description="order of an epoch")
     window: Annotated[int, Field(ge=1)] = Field(default=16, description="windowed: shards a window")
     partitions: Annotated[int, Field(ge=1)] = Field(
@@ -115,12 +127,15 @@ class Data(Section):
             )
         for name in ("train_operators", "eval_operators"):
             if (steps := getattr(self, name)) is not None:
-                made = transform_of(steps, (0.5,) * 3, (0.5,) * 3)
+                made = transform_of(steps, (0.5,) * 3, (0.5,) * 3, self.window_of(training=False))
                 size = (made if name == "train_operators" else one_view(made)).size
                 if name == "eval_operators" and size != (self.image_size, self.image_size):
                     raise ValueError(
                         f"{name} end in {size[0]} x {size[1]} pixels, image_size is {self.image_size}: make them agree"
                     )
+        window = self.window_of(training=True)
+        if window is None and any(self.display_jitter):
+            raise ValueError("display_jitter moves a display window, and none is given: add --display-window")
         if self.mix is not None:
             shares(self.mix)
         if self.cache_limit is not None:
@@ -128,8 +143,32 @@ class Data(Section):
         return self
 
     def norm(self, manifest: Manifest) -> tuple[Sequence[float], Sequence[float]]:
-        """Mean and standard deviation by channel, on the 0..1 scale."""
+        """Mean and standard deviation by channel, on the 0..1 scale.
+
+        Behind a display window levels are others than the set's own mean and deviation were taken from.
+        """
+        if self.display_window is not None:
+            channels = self.image_channels(manifest)
+            return self.mean or (0.5,) * channels, self.std or (0.25,) * channels
         return self.mean or manifest.mean, self.std or manifest.std
+
+    def window_of(self, *, training: bool) -> Window | None:
+        """The display window, with its jitter in training."""
+        if self.display_window is None:
+            return None
+        return window_of(self.display_window, self.display_jitter if training else (0.0, 0.0))
+
+    def image_channels(self, manifest: Manifest) -> int:
+        """Channels of an image when it reaches the net: the stored ones, or one a display window."""
+        window = self.window_of(training=False)
+        if window is None or window.count == 1:
+            return manifest.channels
+        if manifest.channels != 1:
+            raise ValueError(
+                f"several display windows are for grey images, {manifest.name} has {manifest.channels} channels: give "
+                "one center,width"
+            )
+        return window.count
 
     @property
     def cache_bytes(self) -> int | None:
@@ -155,8 +194,16 @@ class Data(Section):
     def eval_transform(self, mean: Sequence[float], std: Sequence[float]) -> Transform:
         """What evaluation makes of an image: its own operators, or resize and center crop; then normalisation."""
         if self.eval_operators is not None:
-            return one_view(transform_of(self.eval_operators, mean, std))
-        return eval_transform(self.image_size, mean, std, resize=self.resize_to)
+            return one_view(transform_of(self.eval_operators, mean, std, self.window_of(training=False)))
+        window = self.window_of(training=False)
+        return eval_transform(self.image_size, mean, std, resize=self.resize_to, window=window)
+
+    def train_transform(self, mean: Sequence[float], std: Sequence[float]) -> AnyTransform:
+        """What training makes of an image: the preset's augmentation or operators of its own; then normalisation."""
+        window = self.window_of(training=True)
+        if self.train_operators is not None:
+            return transform_of(self.train_operators, mean, std, window)
+        return train_transform(self.image_size, mean, std, scale=self.crop_scale, preset=self.preset, window=window)
 
 
 def shares(mix: str) -> dict[str, float]:

@@ -14,7 +14,7 @@ from shards.joined import JoinedSplit
 from shards.loader import Loader
 from shards.plan import Plan, PlanConfig
 from shards.shardset import ShardSet, Split
-from shards.transforms import AnyTransform, Transform, train_transform, transform_of
+from shards.transforms import AnyTransform, Transform
 from train.config import Config, shares
 from train.ds_settings import DeepSpeedSettings
 from train.engine import Ranks
@@ -44,11 +44,7 @@ class Job:
     @property
     def train_transform(self) -> AnyTransform:
         """The preset's augmentation or the config's own, and normalisation with the set's mean and std."""
-        data = self.config.data
-        mean, std = data.norm(self.shards.manifest)
-        if data.train_operators is not None:
-            return transform_of(data.train_operators, mean, std)
-        return train_transform(data.image_size, mean, std, scale=data.crop_scale, preset=data.preset)
+        return self.config.data.train_transform(*self.config.data.norm(self.shards.manifest))
 
     @property
     def eval_transform(self) -> Transform:

@@ -137,8 +137,9 @@ class Run:
         )
         if self.given_shards is None and self.info.manifest_digest not in ("", found.manifest.digest):
             raise ValueError(f"{where} is not the set that {self.path} was trained on: give --shards DIR")
-        repeated = config is not None and config.model.first_conv == "repeat" and found.manifest.channels == 1
-        channels = 3 if repeated else found.manifest.channels
+        channels = config.data.image_channels(found.manifest) if config is not None else found.manifest.channels
+        if config is not None and config.model.first_conv == "repeat" and channels == 1:
+            channels = 3
         if channels != self.info.in_chans or found.num_classes != self.info.num_classes:
             raise ValueError(
                 f"{where} has {found.manifest.channels} channels and {found.num_classes} classes, {self.path} takes "
