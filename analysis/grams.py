@@ -12,15 +12,13 @@ Legend: b images, d features of a layer, X [b, d].
 """
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 
 import numpy as np
 import torch
-from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from analysis.similarity import Array, Float64
+from train.blas_threads import alone_in_blas, num_threads
 
 CHUNK = 8192  # columns multiplied at a time
 MEAN_SHARE = 0.9  # of the squared length: rounding is ten times that of centred features at most
@@ -31,8 +29,8 @@ def grams(activations: Sequence[Tensor]) -> Float64:
     flat = [each.detach().flatten(1) for each in activations]
     if flat[0].device.type != "cpu":
         return np.stack([cross(each - each[:1], each - each[:1]).cpu().numpy() for each in (f.float() for f in flat)])
-    threads = max(1, min(torch.get_num_threads(), len(flat)))
-    with _libraries().limit(limits=1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
+    threads = min(num_threads(), len(flat))
+    with alone_in_blas(threads) as pool:
         shares = list(pool.map(_grams, [flat[first::threads] for first in range(threads)]))
     found = np.empty((len(flat), *shares[0].shape[1:]))
     for first, share in enumerate(shares):
@@ -63,9 +61,3 @@ def _grams(layers: Sequence[Tensor]) -> Float64:
                 product = moved @ moved.T
             own += product
     return total
-
-
-@cache
-def _libraries() -> ThreadpoolController:
-    """The libraries found once: looking for them costs more than a layer."""
-    return ThreadpoolController()

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
-from train import knn
+from train import knn, neighbours
 from train.knn import knn_probabilities
 
 TEMPERATURE = 0.1
@@ -150,7 +150,7 @@ def test_candidates_give_what_the_whole_product_gives(large, monkeypatch):
     expected = oracle(np.float64(bank[alone]), labels[alone], np.float64(bank[:300]), 60)
     np.testing.assert_allclose(unique, expected, atol=1e-9)
     taken = []
-    monkeypatch.setattr(knn, "_worth_candidates", lambda bank, k: taken.append(k) or False)
+    monkeypatch.setattr(knn, "worth_candidates", lambda bank, k: taken.append(k) or False)
     np.testing.assert_allclose(quick, knn_probabilities(bank, labels, bank[:300], num_classes=4, k=60), atol=1e-12)
     assert taken == [60]
 
@@ -166,7 +166,7 @@ def test_candidates_hold_the_nearest_also_where_float32_cannot_tell(monkeypatch)
     angle = np.concatenate([1e-3 + near * 1e-6, np.full(4936, 0.5)])
     bank = np.cos(angle)[:, None] * axis + np.sin(angle)[:, None] * away / np.linalg.norm(away, axis=1, keepdims=True)
     unit = torch.from_numpy(bank / np.linalg.norm(bank, axis=1, keepdims=True))
-    values, index = knn._nearest_of_candidates(unit, unit.float(), torch.from_numpy(axis[None]), None, 20)
+    values, index = neighbours.Candidates(unit, 20, 64).nearest(torch.from_numpy(axis[None]), None)
     assert index[0].tolist() == np.argsort(near)[:20].tolist()
     np.testing.assert_allclose(values[0], np.cos(1e-3 + np.arange(20) * 1e-6), atol=1e-14)
 
@@ -188,6 +188,32 @@ def test_too_many_candidates_fall_back_to_the_whole_product(monkeypatch):
     labels = np.arange(5000) % 2
     ours = knn_probabilities(bank, labels, bank[:3], num_classes=2, k=7)
     np.testing.assert_allclose(ours, [[4 / 7, 3 / 7]] * 3)  # ties go to the lower rows: 0, 1, 0, 1, 0, 1, 0
+
+
+def test_one_query_with_too_many_candidates_falls_back_alone(large):
+    """Beside others, which keep their candidates; in threads and blocks of any size, with the own row left out."""
+    bank, labels = large
+    bank = np.concatenate([np.tile(bank[17], (700, 1)), bank])
+    labels = np.concatenate([np.arange(700) % 4, labels])
+    unit = torch.from_numpy(np.float64(bank))
+    unit /= torch.linalg.vector_norm(unit, dim=1, keepdim=True)
+    quick = neighbours.Candidates(unit, 60, 7)
+    for own, first in ((None, 690), (690, 690)):
+        values, index = quick.nearest(unit[first : first + 30], own)
+        expected_values, expected_index = neighbours.nearest(unit[first : first + 30], unit, own, 60)
+        np.testing.assert_allclose(values, expected_values, atol=1e-14)
+        same = (index == expected_index).all(1)
+        assert same[:10].all() and (index[:10, :] < 700).all()  # the lowest of 741 equal rows
+        assert own is None or not (index == torch.arange(690, 720)[:, None]).any()
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float32])
+def test_features_of_any_float_type_are_taken_as_they_are(kind):
+    bank = torch.randn(5000, 24, generator=torch.Generator().manual_seed(3)).to(kind)
+    labels = torch.arange(5000) % 3
+    ours = knn_probabilities(bank, labels, bank[:20], num_classes=3, k=9)
+    expected = knn_probabilities(bank.double().numpy(), labels, bank[:20].double().numpy(), num_classes=3, k=9)
+    np.testing.assert_array_equal(ours, expected)
 
 
 def test_the_callers_features_stay_as_they_are():
