@@ -38,6 +38,11 @@ def run_on_cluster(tasks: list[T], address: str, root: Path, progress: Progress,
         client.close(timeout=5)
 
 
+def check_scheduler(address: str) -> None:
+    """ValueError, in one line, unless a scheduler answers: asked before anything is written."""
+    _connect(address).close(timeout=5)
+
+
 def _connect(address: str) -> Any:
     try:
         from distributed import Client

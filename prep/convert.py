@@ -74,6 +74,10 @@ def _convert(
         done = _already_done(done, out, plan, options)
         _forget(private, "buckets", "outcomes")
         return done, False
+    if options.cluster is not None:
+        from prep.cluster import check_scheduler  # Dask is needed only there
+
+        check_scheduler(options.cluster)
     if options.url is None:
         out.mkdir(parents=True, exist_ok=True)
     made_with = [plan.set_id, versions(compress=options.compress == "zstd"), options.compress, options.url]
@@ -229,7 +233,7 @@ def _run_all(tasks: list[T], root: Path, out: Path, progress: Progress, done: Do
     """Run tasks where the options say; what ends them early is told in one line."""
     try:
         if options.cluster is not None:
-            from prep.cluster import run_on_cluster  # Dask is needed only there
+            from prep.cluster import run_on_cluster
 
             run_on_cluster(tasks, options.cluster, root, progress, done)
         else:

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from prep.images import UndecodableImage
+from prep.places import StoreFailed, opened
 from shards.index import MAX_PIXELS
 
 
@@ -66,13 +67,16 @@ def pixel_size(path: Path) -> tuple[int, int]:
     import pydicom
 
     try:
-        if path.suffix.lower() != ".dcm":
-            with Image.open(path) as image:
-                return image.height, image.width
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["Rows", "Columns"])
-            return int(header.Rows), int(header.Columns)
+        with opened(path) as file:
+            if path.suffix.lower() != ".dcm":
+                with Image.open(file) as image:
+                    return image.height, image.width
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["Rows", "Columns"])
+                return int(header.Rows), int(header.Columns)
+    except StoreFailed:
+        raise
     except Exception:  # a file that is broken here is told of, with its reason, when it is decoded
         return 0, 0
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from prep.images import UndecodableImage
-from prep.places import StoreFailed, is_far, patiently
+from prep.places import StoreFailed, is_far, opened, patiently
 
 MAX_OPEN = 4
 BLOCK_ROWS = 64  # read at once where the file has no chunks, or small ones
@@ -22,7 +22,9 @@ def open_images(path: Path, name: str = "x") -> Any:
     import h5py  # needed only where HDF5 files are
 
     try:
-        data = h5py.File(path.open("rb") if is_far(path) else path, "r")[name]
+        data = h5py.File(opened(path) if is_far(path) else path, "r")[name]
+    except StoreFailed:
+        raise
     except (OSError, KeyError) as error:
         raise ValueError(f"{path.name} is no HDF5 file with a data set {name!r} ({type(error).__name__})") from None
     return data

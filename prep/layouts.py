@@ -152,12 +152,12 @@ def plan_chexpert(root: Path, rng: np.random.Generator, count: int, size: int) -
         values: dict[str, str] = {name: str(rng.choice(["", "", "0.0", "-1.0"])) for name in CHEXPERT_FINDINGS[1:]}
         values["Lung Lesion"] = "1.0" if shape == "round" else ""
         values["Lung Opacity"] = "1.0" if shape == "spiculated" else ""
-        path = f"{part}/patient{int(patient) + 1:05d}/study1/view1_frontal.jpg"
+        view = "Lateral" if number % 8 == 5 else "Frontal"
+        path = f"{part}/patient{int(patient) + 1:05d}/study1/view1_{view.lower()}.jpg"
         cells = [values.get(name, "") for name in CHEXPERT_FINDINGS]
         about = ("Female", "Male")[int(patient) % 2], 20 + int(patient) // 2 % 75  # of no class
-        tables[part].append(
-            [f"CheXpert-v1.0-small/{path}", *about, "Frontal", ("AP", "PA")[int(patient) % 3 > 0], *cells]
-        )
+        projection = ("AP", "PA")[int(patient) % 3 > 0] if view == "Frontal" else ""
+        tables[part].append([f"CheXpert-v1.0-small/{path}", *about, view, projection, *cells])
         height, width = sides(rng, size, 1.0, 0.1)
         yield (
             root / path,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from shards.fetching import scrub, shown
@@ -52,6 +52,32 @@ def open_place(place: str | Path) -> Path:
 def is_far(path: Path) -> bool:
     """Whether a path is of a store."""
     return not isinstance(path, Path)
+
+
+def there(path: Path, what: str = "a raw file") -> bool:
+    """Whether a file or folder is there. A store that fails is asked again, and then ends the run: it says nothing.
+
+    Raises:
+        StoreFailed: see `patiently`. `what` is told of the path, whose name may be private.
+    """
+    if not is_far(path):
+        return path.exists()
+    try:
+        patiently(what, lambda: path.fs.info(path.path), private=True)  # type: ignore[attr-defined]
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def read_text(path: Path) -> str:
+    """A table or a list, in UTF-8 with or without a mark; line ends stay. OSError as of a file, or StoreFailed."""
+    data = patiently(path.name, path.read_bytes, private=True) if is_far(path) else path.read_bytes()
+    return data.decode("utf-8-sig")
+
+
+def opened(path: Path) -> BinaryIO:
+    """A raw file to be read in parts. OSError as of a file; StoreFailed."""
+    return patiently("a raw file", lambda: path.open("rb"), private=True) if is_far(path) else path.open("rb")
 
 
 @contextmanager

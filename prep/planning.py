@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from prep.images import PixelOptions
-from prep.places import nameless, sizes
+from prep.places import nameless, sizes, there
 from prep.records import PHANTOM_MARKER, RawDataset, Record
 from prep.splits import SPLITS, intersections, split_by_source, split_official, split_random
 from prep.subgroups import DICOM_FIELDS, chosen
@@ -162,7 +162,7 @@ def _study_split(dataset: RawDataset, root: Path, records: list[Record]) -> tupl
         raise ValueError(f"the published study did not use {dataset.name}: --split study is unknown there")
     splits = dataset.study_split(root, records)
     unused = splits.count("")
-    cached = f", from its own {STUDY_CACHE}" if (root / STUDY_CACHE).is_file() and dataset.study_cached else ""
+    cached = f", from its own {STUDY_CACHE}" if dataset.study_cached and there(root / STUDY_CACHE, STUDY_CACHE) else ""
     how = f"the published study's split, reproduced{cached}; it does not look at groups"
     return splits, [f"{unused} images have no part in the study's split"] if unused else [], how
 
@@ -195,7 +195,7 @@ def make_plan(dataset: RawDataset, root: Path, options: ConvertOptions, salt: by
             parts[name] = [(make_key(number + i, members[j].source, salt), members[j]) for i, j in enumerate(order)]
         number += len(members)
     grouping = Grouping(by=dataset.group_by, salt_digest=salt_digest(salt), intersections=shared, how=how)
-    phantom = (root / PHANTOM_MARKER).is_file()
+    phantom = there(root / PHANTOM_MARKER, PHANTOM_MARKER)
     fields = _fields(dataset, records, options)
     set_id = _set_id(dataset, root, options, salt, parts, fields)
     return Planned(dataset, set_id, phantom, parts, grouping, warnings, fields)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from prep.places import is_far
+from prep.places import is_far, there
 from prep.whole_slides import Region
 from shards.fetching import shown
 from shards.manifest import LabelView
@@ -84,7 +84,7 @@ class RawDataset:
         empty.
         """
         if is_far(root):  # a web server without listings shows files, no folders
-            missing = [path for path in paths if "." in path and not (root / path).exists()]
+            missing = [path for path in paths if "." in path and not there(root / path, path)]
             if not missing:
                 return
             problem = f"{shown(str(root))} lacks {missing[0]}"

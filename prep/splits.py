@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from prep.places import read_text, there
 from prep.tables import read_table
 from shards.dealing import deal, one_hot
 
@@ -75,7 +76,7 @@ def study_shuffle(root: Path, count: int, held_out: float) -> list[str]:
     A `val_ids.json` in the raw folder (row numbers held out, or a dict with train_split and val_split) wins.
     """
     cached = root / "val_ids.json"
-    if cached.is_file():
+    if there(cached, cached.name):
         held = _cached_rows(cached, count)
     else:
         rows = list(range(count))
@@ -90,7 +91,7 @@ def study_shuffle(root: Path, count: int, held_out: float) -> list[str]:
 
 def _cached_rows(path: Path, count: int) -> list[int]:
     try:
-        document = json.loads(path.read_text())
+        document = json.loads(read_text(path))
         rows = [int(row) for row in (document["val_split"] if isinstance(document, dict) else document)]
     except (ValueError, KeyError, TypeError):
         raise ValueError(

@@ -2,8 +2,12 @@
 
 import csv
 import difflib
+import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
+
+from prep.places import is_far, read_text
 
 
 def read_table(path: Path, required: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
@@ -13,7 +17,7 @@ def read_table(path: Path, required: tuple[str, ...]) -> Iterator[tuple[str, dic
         ValueError: a required column is missing, or the file is no text table. No cell is ever quoted, nor a first
         row that may be no header: it may be private.
     """
-    with path.open(newline="", encoding="utf-8-sig") as file:
+    with open_table(path) as file:
         rows = csv.reader(file)
         try:
             header = [" ".join(name.split()) for name in next(rows, [])]
@@ -26,6 +30,16 @@ def read_table(path: Path, required: tuple[str, ...]) -> Iterator[tuple[str, dic
                     yield f"{path.name} row {rows.line_num}", {n: c for n, c in zip(header, cells, strict=False) if n}
         except (csv.Error, UnicodeDecodeError):
             raise ValueError(f"{path.name} is not a csv table in UTF-8: is this the original file?") from None
+
+
+def open_table(path: Path) -> TextIO:
+    """The text of a table; of a store's, all of it at once."""
+    if not is_far(path):
+        return path.open(newline="", encoding="utf-8-sig")
+    try:
+        return io.StringIO(read_text(path), newline="")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path.name} is not a csv table in UTF-8: is this the original file?") from None
 
 
 def _has(header: list[str], wanted: str, required: tuple[str, ...]) -> str:

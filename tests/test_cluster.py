@@ -105,6 +105,7 @@ def test_no_scheduler_is_one_line(raw: Path, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(prep.cluster, "CONNECT_SECONDS", 0.5)
     with pytest.raises(ValueError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:1 .*`dask scheduler`"):
         make(raw, tmp_path / "set", replace(OPTIONS, cluster="tcp://127.0.0.1:1"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_folders_that_a_worker_does_not_see_are_told(raw: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faulty_server import Fault, serve
 from test_convert import DDSM, OPTIONS, digests, make, raw
 
 import prep.convert
@@ -199,6 +200,38 @@ def test_a_store_that_fails_ends_the_run_and_no_image_is_left_out(
         with pytest.raises(ValueError, match=r"a raw file: .*503.*gave up after 5 tries.*finished shards are kept"):
             convert(DDSM, open_place(url), tmp_path / "set", replace(OPTIONS, max_bad=1.0), raw / SALT_NAME)
     assert not (tmp_path / "set" / "manifest.json").exists()
+
+
+def test_a_busy_server_lacks_no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each table is asked for again, and a server that stays busy is told as that, not as a table that is missing."""
+    monkeypatch.setattr(prep.places, "FIRST_WAIT_SECONDS", 0.001)
+    draw_phantoms("CheXpert", tmp_path / "raw", 20, size=64, quiet=True)
+    local = [record.source for record in DATASETS["CheXpert"].read(tmp_path / "raw")]
+    with serve(tmp_path / "raw") as server:
+        for times, name in ((2, "train.csv"), (4, "valid.csv")):
+            server.faults[name] = [Fault("status", times=times)]
+        assert [record.source for record in DATASETS["CheXpert"].read(open_place(server.url))] == local
+        for name in ("train.csv", "valid.csv"):
+            server.faults[name] = [Fault("status", times=10_000)]
+            with pytest.raises(StoreFailed, match=rf"{name}: ClientResponseError: 503; gave up after 5 tries"):
+                list(DATASETS["CheXpert"].read(open_place(server.url)))
+            server.faults.clear()
+
+
+@pytest.mark.parametrize("name", sorted(set(DATASETS) - {"Camelyon-slides", "slides"}))
+def test_every_reader_reads_the_same_at_a_url(name: str, tmp_path: Path) -> None:
+    import fsspec
+
+    draw_phantoms(DATASETS[name].phantoms, tmp_path, 20, size=64, quiet=True)
+    store, place = fsspec.filesystem("memory"), f"/raw-{name}"
+    store.put(str(tmp_path), place, recursive=True)
+    try:
+        near, far = (list(DATASETS[name].read(root)) for root in (tmp_path, open_place(f"memory:/{place}")))
+    finally:
+        store.rm(place, recursive=True)
+    assert near and all(record.path.is_file() for record in near)
+    assert [replace(a, path=b.path) for a, b in zip(near, far, strict=True)] == far
+    assert [a.path.relative_to(tmp_path).as_posix() for a in near] == [b.path.path[len(place) + 1 :] for b in far]  # type: ignore[attr-defined]
 
 
 def make_plan_of(raw: Path, root: Path) -> Any:

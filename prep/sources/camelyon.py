@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from prep.hdf5 import open_images
+from prep.places import there
 from prep.records import RawDataset, Record
 from prep.tables import read_table
 from shards.manifest import LabelView
@@ -21,7 +22,7 @@ FILE = "camelyonpatch_level_2_split_{part}_{kind}"
 def slides(root: Path, part: str, count: int) -> list[str]:
     """The slide of each patch from the meta table; without the table every patch is its own group."""
     table = root / f"{FILE.format(part=part, kind='meta')}.csv"
-    if not table.is_file():
+    if not there(table, table.name):
         return [f"{part} {row}" for row in range(count)]
     names = [row["wsi"] for _, row in read_table(table, ("wsi",))]
     if len(names) != count:

@@ -7,13 +7,13 @@ whatever lies above and below; and the mask is the file with the size of the who
 a row a finding, and in both the tables of masses and of calcifications: it is taken once, with its worst finding.
 """
 
-import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from prep.dicom import pixel_size
+from prep.places import there
 from prep.records import RawDataset, Record
 from prep.subgroups import of_row
 from prep.tables import read_table
@@ -38,11 +38,10 @@ Folders = dict[str, list[Path]]
 def folders_of(root: Path) -> Folders:
     """Every image below `root`, under the name of each folder that it lies in, sorted."""
     found: Folders = {}
-    for folder, _, names in os.walk(root):
-        parts = Path(folder).relative_to(root).parts
-        images = [Path(folder) / name for name in names if Path(name).suffix.lower() in IMAGES]
-        for part in parts if images else ():
-            found.setdefault(part, []).extend(images)
+    for path in root.rglob("*"):
+        if path.suffix.lower() in IMAGES:
+            for part in path.relative_to(root).parts[:-1]:
+                found.setdefault(part, []).append(path)
     return {name: sorted(paths) for name, paths in found.items()}
 
 
@@ -85,12 +84,12 @@ def _told(row: dict[str, str]) -> dict[str, Value]:
 
 def rows_of(root: Path) -> Iterator[tuple[str, str, dict[str, str]]]:
     """(where, official split, row) of each table that lies in `root`; one of the four is enough."""
-    if not any((root / table).is_file() for table in TABLES):
+    tables = {table: split for table, split in TABLES.items() if there(root / table, table)}
+    if not tables:
         CBIS_DDSM.require(root, next(iter(TABLES)))
-    for table, split in TABLES.items():
-        if (root / table).is_file():
-            for where, row in read_table(root / table, COLUMNS):
-                yield where, split, row
+    for table, split in tables.items():
+        for where, row in read_table(root / table, COLUMNS):
+            yield where, split, row
 
 
 def read_full(root: Path) -> Iterator[Record]:
@@ -100,7 +99,7 @@ def read_full(root: Path) -> Iterator[Record]:
     for where, split, row in rows_of(root):
         place = (row["patient_id"], row["left or right breast"], row["image view"])
         label, known = _label(row, where), found.get(place)
-        if known is None or not known.path.is_file():
+        if known is None or not there(known.path):
             case, files = case_and_files(row["image file path"], folders)
             path = full_image(files) or root / case / "missing.dcm"
             before = known.labels[0] or 0 if known else 0

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
+from prep.places import there
 from prep.records import RawDataset, Record, whole_number
 from prep.subgroups import of_row
 from prep.tables import read_table
@@ -51,7 +52,7 @@ def reader(view: str) -> Callable[[Path], Iterator[Record]]:
     def read(root: Path) -> Iterator[Record]:
         CHEXPERT.require(root, "train.csv")
         for table, split in (("train.csv", "train"), ("valid.csv", "val")):
-            if not (root / table).is_file():
+            if not there(root / table, table):
                 continue
             for where, row in read_table(root / table, ("Path", *FINDINGS)):
                 if view != "all" and row.get("Frontal/Lateral", view).lower() != view:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
+from prep.places import read_text, there
 from prep.records import RawDataset, Record, whole_number
 from prep.splits import SPLIT_NAMES
 from prep.subgroups import of_row
@@ -45,12 +46,12 @@ def read(root: Path) -> Iterator[Record]:
     """Yield train, val and test in list order; NAME.png stands in for a listed file that is missing."""
     DDSM.require(root, "ddsm_raw", *(f"{LISTS}/{split}.txt" for split in ("train", "val", "test")))
     for split in ("train", "val", "test"):
-        for number, line in enumerate((root / LISTS / f"{split}.txt").read_text().splitlines(), 1):
+        for number, line in enumerate(read_text(root / LISTS / f"{split}.txt").splitlines(), 1):
             if not (entry := line.strip().replace("\\", "/")):
                 continue
             name, where = PurePosixPath(entry).name, f"{split}.txt row {number}"
             path = root / "ddsm_raw" / entry
-            if not path.exists() and path.with_suffix(".png").exists():
+            if not there(path) and there(path.with_suffix(".png")):
                 path = path.with_suffix(".png")
             yield Record(entry, path, (label_of(name, where),), case_of(name), split, where, metadata=told_by(name))
 
@@ -58,11 +59,13 @@ def read(root: Path) -> Iterator[Record]:
 def read_patches(root: Path) -> Iterator[Record]:
     """Yield the patches of ddsm_labels/3class, or of 2class where that is all there is, in list order."""
     DDSM_PATCHES.require(root, "ddsm_patches")
-    folder = root / "ddsm_labels" / ("3class" if (root / "ddsm_labels" / "3class").is_dir() else "2class")
+    three = root / "ddsm_labels" / "3class"
+    given = any(there(three / f"{split}.txt") for split in ("train", "val", "test"))
+    folder = three if given else root / "ddsm_labels" / "2class"
     DDSM_PATCHES.require(root, *(f"ddsm_labels/{folder.name}/{split}.txt" for split in ("train", "val", "test")))
     known = (0, 1, 2) if folder.name == "3class" else (0, UNSPECIFIED)
     for split in ("train", "val", "test"):
-        for number, line in enumerate((folder / f"{split}.txt").read_text().splitlines(), 1):
+        for number, line in enumerate(read_text(folder / f"{split}.txt").splitlines(), 1):
             if not line.strip():
                 continue
             where = f"{folder.name}/{split}.txt row {number}"
@@ -73,7 +76,7 @@ def read_patches(root: Path) -> Iterator[Record]:
                     f"{where} is not a path and a label of 0..{len(known) - 1}: is this the original list?"
                 )
             path = root / "ddsm_patches" / entry.strip()
-            if not path.exists() and path.with_suffix(".png").exists():
+            if not there(path) and there(path.with_suffix(".png")):
                 path = path.with_suffix(".png")
             yield Record(entry.strip(), path, (known[label],), case_of(entry), split, where, metadata=told_by(entry))
 

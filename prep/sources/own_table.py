@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from prep.places import there
 from prep.records import RawDataset, Record, whole_number
 from prep.splits import SPLIT_NAMES, SPLITS
 from prep.subgroups import of_row
@@ -69,7 +70,7 @@ def table_dataset(
     the view, as -1 is.
     """
     _check_roles(columns)
-    if not columns.table.is_file():
+    if not there(columns.table, columns.table.name):
         raise ValueError(f"there is no table {columns.table}: name it with --table")
     single = len(columns.labels) == 1
     classes = class_names(columns) if single else list(columns.labels)
