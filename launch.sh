@@ -83,18 +83,17 @@ cpu_settings() {
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > 0 ? cores : 1))}
 }
 
-# Runs a command in a session of its own and asks all of it to stop when told to: `gentle` is the signal. The trainer's
-# ranks answer USR1 with a checkpoint; DeepSpeed's launchers ignore it (on TERM they would kill ranks that take longer
-# than 30 s to write). A second Ctrl-C, or a minute without an end, kills what is left. Sets `told` where it was told.
+# Runs a command in a session of its own and asks all of it to stop with USR1 when told to: the trainer's ranks answer
+# with a checkpoint, DeepSpeed's launchers ignore it (on TERM they would kill ranks that take longer than 30 s to write).
+# A second Ctrl-C, or a minute without an end, kills what is left. Sets `told` where it was told.
 in_own_session() {
-    local gentle=$1 group status=0 interrupts=0 seconds=0
-    shift
+    local signal=USR1 group status=0 interrupts=0 seconds=0
     (trap '' USR1 && exec setsid "$@") &
     group=$!
     told=0
-    trap 'told=1; kill -"$gentle" -- "-$group" 2>/dev/null' TERM USR1
-    trap 'told=1; ((++interrupts > 1)) && gentle=KILL || say "stopping with a checkpoint; Ctrl-C again ends at once" >&2
-        kill -"$gentle" -- "-$group" 2>/dev/null' INT
+    trap 'told=1; stop_run USR1' TERM USR1
+    trap 'told=1; ((++interrupts > 1)) && signal=KILL || say "stopping with a checkpoint; Ctrl-C again ends at once" >&2
+        stop_run "$signal"' INT
     while kill -0 "$group" 2>/dev/null; do
         status=0
         wait "$group" || status=$?
@@ -105,6 +104,22 @@ in_own_session() {
     ((interrupts < 2)) || return 130
     return "$status"
 }
+
+# A signal to all of the run, the ranks on other machines, too.
+stop_run() {
+    local node
+    if ((over_ssh)); then
+        for node in $(nodes_of "$HOSTFILE"); do
+            # Of all trainers there those with this run's mark.
+            ssh "$node" "for rank in \$(pgrep -f -- ' -u $root/train/run.py'); do
+                grep -qz '^MEDSHARD_EXIT_FILE=$MEDSHARD_EXIT_FILE\$' /proc/\$rank/environ && kill -$1 \$rank; done" </dev/null >/dev/null 2>&1 &
+        done
+    fi
+    kill -"$1" -- "-$group" 2>/dev/null || true
+}
+
+# A port that all nodes know without asking: it follows from what is run and where.
+agreed_port() { echo $((20000 + $({ nodes_of "$HOSTFILE"; printf '%s\0' "$@"; } | cksum | cut -d ' ' -f 1) % 12000)); }
 
 free_port() { "$venv/bin/python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
 
@@ -126,28 +141,31 @@ choose_nodes() {
         where+=(--no_ssh --node_rank "$NODE_RANK" --master_addr "${MASTER_ADDR:-$(nodes_of "$HOSTFILE" | head -n 1)}")
     elif [[ -n ${HOSTFILE:-} ]] && ((count > 1)); then
         command -v pdsh >/dev/null || die "HOSTFILE without NODE_RANK starts the nodes over ssh and needs pdsh: install it (apt-get install pdsh), or start each node by hand with NODE_RANK=0, 1, …"
-        gentle=TERM # the ranks hear of it through pdsh
+        over_ssh=1
         [[ -z ${MASTER_ADDR:-} ]] || where+=(--master_addr "$MASTER_ADDR")
     fi
 }
 
 # DeepSpeed hands few variables on to other nodes (PYTHON…, NCCL… of GPUs); what the ranks need besides stands in a file
-# that it reads. No credentials: the words can be seen in the nodes' process lists.
+# that it reads. No credentials: the words can be seen in the nodes' process lists. The trainer's flags go the same way,
+# whole: the shells between here and there would take JSON's quotes, and pdsh what follows a %.
 remote_settings() {
+    local MEDSHARD_WORDS
+    MEDSHARD_WORDS=$(printf '%s\0' "$@" | base64 | tr -d '\n') && export MEDSHARD_WORDS
     DS_ENV_FILE=$(mktemp) && export DS_ENV_FILE
     env | grep -E '^(DS_ACCELERATOR|OMP_|GLOO_|NCCL_|TORCH_|HF_HOME|HF_HUB_|MEDSHARD_|CUDA_)[A-Z0-9_]*=[^ ;]*$' >"$DS_ENV_FILE" || true
 }
 
 train() {
     local -a where=()
-    local gentle=USR1 status=0 told=0 port=${MASTER_PORT:-}
+    local over_ssh=0 status=0 told=0 port=${MASTER_PORT:-}
     cpu_settings
     export PATH=$venv/bin:$PATH # nodes and ranks find this environment's python, ninja and deepspeed
     if [[ -n ${HOSTFILE:-} || -n ${NODE_RANK:-} ]]; then
         choose_nodes
     elif [[ ${SLURM_NNODES:-1} -gt 1 && -z ${MEDSHARD_IN_SRUN:-} ]]; then
         export MEDSHARD_IN_SRUN=1
-        in_own_session USR1 srun --ntasks-per-node=1 --kill-on-bad-exit=0 "$root/launch.sh" train "$@"
+        in_own_session srun --ntasks-per-node=1 --kill-on-bad-exit=0 "$root/launch.sh" train "$@"
         return
     elif [[ ${SLURM_NNODES:-1} -gt 1 ]]; then
         local hosts
@@ -157,26 +175,26 @@ train() {
         where=(-H "$hosts" --no_ssh --node_rank "$SLURM_NODEID" --master_addr "$(awk 'NR == 1 { print $1 }' "$hosts")")
     fi
     MEDSHARD_EXIT_FILE=$(mktemp) && export MEDSHARD_EXIT_FILE
-    [[ $gentle == USR1 ]] || remote_settings
     # Ranks of this machine alone meet at any free port, so that two runs live side by side; nodes want one they all know.
-    [[ -n $port || ${#where[@]} -gt 0 ]] || port=$(free_port)
-    [[ -z $port ]] || where+=(--master_port "$port")
+    [[ -n $port || -z ${HOSTFILE:-} ]] || port=$(agreed_port "$@")
+    where+=(--master_port "${port:-$(free_port)}")
+    ((!over_ssh)) || { remote_settings "$@" && set --; }
     if [[ -n ${RANKS:-} ]]; then
         where+=(--num_gpus "$RANKS")
     elif ! has_gpu && [[ -z ${HOSTFILE:-} && ${SLURM_NNODES:-1} -le 1 ]]; then
         where+=(--num_gpus 1)
     fi
-    in_own_session "$gentle" deepspeed --quiet "${where[@]}" "$root/train/run.py" "$@" || status=$?
+    in_own_session deepspeed --quiet "${where[@]}" "$root/train/run.py" "$@" || status=$?
     # The run's own word counts: the launcher reports a clean stop as 143, and its own death by a signal as 0.
-    if [[ ! -s $MEDSHARD_EXIT_FILE && $gentle == TERM ]]; then # the first rank's machine may be another
+    if [[ ! -s $MEDSHARD_EXIT_FILE ]] && ((over_ssh)); then # the first rank's machine may be another
         ssh "$(nodes_of "$HOSTFILE" | head -n 1)" "cat $MEDSHARD_EXIT_FILE; rm -f $MEDSHARD_EXIT_FILE" >"$MEDSHARD_EXIT_FILE" 2>/dev/null || true
     fi
     if [[ -s $MEDSHARD_EXIT_FILE ]]; then
         status=$(<"$MEDSHARD_EXIT_FILE")
     elif ((told && status != 130)); then
         status=75 # stopped before its first step, or by force: what lies in the run directory is whole
-    elif ((status == 0)); then
-        say "the launcher ended without a word from the run: --resume goes on from its last checkpoint" >&2
+    elif ((status != 1 && status != 2 && status != 130)); then # those had their say
+        say "the launcher ended without a word from the run (code $status; 247 is a rank that was killed, often for memory: dmesg): --resume goes on from its last checkpoint" >&2
         status=1
     fi
     rm -f "$MEDSHARD_EXIT_FILE" "${DS_ENV_FILE:-}" "${hosts:-}"

@@ -8,7 +8,7 @@ import pytest
 
 from train import ds_settings
 from train.config import Config, changed, fields, load, read_file
-from train.flags import parse_args, parser
+from train.flags import ELSEWHERE, parse_args, parser
 from train.run import resolve
 
 
@@ -97,6 +97,9 @@ def test_every_field_is_a_flag_with_a_description() -> None:
     ("argv", "words"),
     [
         (["--modle", "x"], ["--modle", "did you mean --model?"]),
+        (["--learning-rate", "x"], ["unknown flag --learning-rate: did you mean --lr?"]),
+        (["--batch_size=3"], ["did you mean --global-batch?"]),
+        (["--qqqq"], ["unknown flag --qqqq: --help-all lists all flags"]),
         (["--lr=3", "--zero-stge=1"], ["--zero-stge", "--zero-stage"]),
         (["resnet50"], ["resnet50"]),
         (["--global-batch", "many"], ["--global-batch", "many"]),
@@ -107,6 +110,11 @@ def test_unknown_flags(argv: list[str], words: list[str]) -> None:
     with pytest.raises(ValueError) as caught:
         parse_args(argv)
     assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_what_others_call_our_flags_leads_to_flags_that_exist() -> None:
+    known = {action.dest for action in parser()._actions}
+    assert set(ELSEWHERE.values()) <= known and not known & set(ELSEWHERE)
 
 
 def test_flags_reach_config_and_deepspeed() -> None:

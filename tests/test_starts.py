@@ -86,7 +86,7 @@ def test_the_sweep_knows_every_module_of_timm():
 def check_st(name, img_size):
     before, after, report, model = started("st", name, img_size=img_size)
     norms, head = set(norm_values(model, after)), set(classifier_keys(model))
-    learned = {key for key, _ in model.named_parameters()}
+    learned = {key for key, _ in model.named_parameters(remove_duplicate=False)}
     assert set(report.redrawn) == {key for key in learned - norms - head if before[key].numel() > 1}
     for key in report.redrawn:
         old, new, n = before[key].double(), after[key].double(), before[key].numel()
@@ -114,6 +114,21 @@ def test_norms_are_reset_with_their_buffers(name):
     for key in report.reset:
         expected = 1 if key.endswith(("weight", "running_var")) else 0
         assert (after[key] == expected).all(), key
+
+
+def test_a_shared_tensor_belongs_to_the_first_that_has_it():
+    def tied(**options):
+        model = pretrained("test_vit")
+        model.blocks[1].attn.proj = model.blocks[0].attn.proj
+        before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+        return before, make_start(model, "st", seed=0, loaded=True, **options), model.state_dict()
+
+    keys = [f"blocks.{i}.attn.proj.weight" for i in (0, 1)]
+    before, report, after = tied()
+    assert set(keys) <= set(report.redrawn)
+    assert same(after[keys[1]], drawn_like(before[keys[0]], 0, keys[0]))
+    before, report, after = tied(wt_until="blocks.0")
+    assert set(keys) <= set(report.kept) and same(before[keys[0]], after[keys[0]])
 
 
 def test_st_values_look_normal():

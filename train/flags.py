@@ -1,6 +1,7 @@
 """The trainer's command line: what to do, DeepSpeed's settings, and a flag for every field of the config."""
 
 import argparse
+import difflib
 import os
 import sys
 from collections.abc import Sequence
@@ -25,6 +26,22 @@ RARE = {"study_exact", "stop_after_steps", "ds_config", "micro_batch", "offload"
 COMMON = {
     "shards", "view", "image_size", "preset", "fraction", "threads", "model", "start", "weights", "optimizer", "lr",
     "schedule", "epochs", "seed", "name", "out",
+}  # fmt: skip
+
+
+# What others call our flags.
+ELSEWHERE = {
+    "learning_rate": "lr", "max_lr": "lr", "batch_size": "global_batch", "train_batch_size": "global_batch",
+    "epochs_num": "epochs", "num_epochs": "epochs", "max_epochs": "epochs", "num_workers": "threads",
+    "workers": "threads", "arch": "model", "backbone": "model", "network": "model", "data": "shards",
+    "dataset": "shards", "data_dir": "shards", "data_path": "shards", "output": "out", "output_dir": "out",
+    "save_dir": "out", "run_name": "name", "lr_scheduler": "schedule", "scheduler": "schedule", "sched": "schedule",
+    "opt": "optimizer", "wd": "weight_decay", "warmup": "warmup_epochs", "img_size": "image_size",
+    "resolution": "image_size", "pretrained": "start", "init": "start", "checkpoint": "resume", "amp": "precision",
+    "bf16": "precision", "fp16": "precision", "clip_grad": "gradient_clipping", "grad_clip": "gradient_clipping",
+    "accumulate": "micro_batch", "gradient_accumulation": "micro_batch", "smoothing": "label_smoothing",
+    "model_ema": "ema", "ema_decay": "ema", "augmentation": "preset", "find_lr": "lr_finder",
+    "linear_probe": "freeze_backbone",
 }  # fmt: skip
 
 
@@ -103,6 +120,14 @@ def _metavar(name: str, field: FieldInfo) -> str:
     )
 
 
+def nearest_flag(flag: str, known: Sequence[str]) -> str:
+    """`did you mean --X?` by what others call it, or by its letters; empty where none is near."""
+    word = flag.lstrip("-").replace("-", "_").lower()
+    if close := difflib.get_close_matches(word, ELSEWHERE, n=1, cutoff=0.9):
+        return f"did you mean --{ELSEWHERE[close[0]].replace('_', '-')}?"
+    return command_line.nearest(flag, known).removeprefix(": ")
+
+
 def parse_args(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     """What to do, and the config's fields that were given. Raises ValueError for unknown flags, with the nearest."""
     arguments = parser()
@@ -117,7 +142,8 @@ def parse_args(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]
         flags = [
             option for action in arguments._actions for option in action.option_strings if option != "--local_rank"
         ]
-        raise ValueError(f"unknown flag {flag}: {configs.nearest(flag, flags) if flag[:2] == '--' else 'see --help'}")
+        hint = near if flag[:2] == "--" and (near := nearest_flag(flag, flags)) else "--help-all lists all flags"
+        raise ValueError(f"unknown flag {flag}: {hint}")
     given = {name: getattr(known, name) for name in configs.fields() if hasattr(known, name)}
     if known.lr_finder not in (None, "grid", "range"):
         raise ValueError(f"--lr-finder: got {known.lr_finder!r}; give grid or range")

@@ -11,6 +11,7 @@ a checkpoint (--resume goes on).
 """
 
 import argparse
+import base64
 import json
 import os
 import sys
@@ -18,7 +19,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from shards.errors import run_cli
 from shards.plan import check_world
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 EXIT_PREEMPTED = 75
 EXIT_FILE_VARIABLE = "MEDSHARD_EXIT_FILE"  # launch.sh sets it
+WORDS_VARIABLE = "MEDSHARD_WORDS"  # likewise: the flags between NULs, in base64
 PATIENCE_SECONDS = 8  # another rank's error waits so long for the first rank's, which is the same as a rule
 SHARDS_FOLDER = Path("data/shards")
 
@@ -320,5 +322,24 @@ def command_line(argv: Sequence[str]) -> int:
         raise
 
 
+def words(argv: Sequence[str]) -> list[str]:
+    """The command line: what came over ssh whole in WORDS_VARIABLE stands behind what the launcher gave."""
+    sent = base64.b64decode(os.environ.pop(WORDS_VARIABLE, "")).decode().split("\0")[:-1]
+    return [*argv, *sent]
+
+
+def leave(code: int) -> NoReturn:
+    """End the process; alone under launch.sh with 0 and the code in its file: DeepSpeed has a line on other codes."""
+    file = os.environ.get(EXIT_FILE_VARIABLE)
+    if file is not None and os.environ.get("WORLD_SIZE") == "1":
+        Path(file).write_text(f"{code}\n")
+        code = 0
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    run_cli(lambda: command_line(sys.argv[1:]), debug="--debug" in sys.argv)
+    given = words(sys.argv[1:])
+    try:
+        run_cli(lambda: command_line(given), debug="--debug" in given)
+    except SystemExit as ended:
+        leave(int(ended.code or 0))

@@ -101,21 +101,28 @@ def redraw(
     """ST values of some state-dict keys; the model itself is not changed.
 
     `fresh` is a default initialisation of the same architecture, for norms other than torch's. Constant and one-element
-    tensors, and buffers outside norms (index tables, frequencies), have no entry: they stay.
+    tensors, and buffers outside norms (index tables, frequencies), have no entry: they stay. A tensor that several
+    modules share (CoaT's position encodings) belongs to the first of them.
     """
     state = model.state_dict()
-    norms = norm_values(model, fresh)
-    learned = set(dict(model.named_parameters(remove_duplicate=False)))
-    drawable = learned if variant == "full" else _of_convolutions_and_linears(model)
+    norms, owner = norm_values(model, fresh), _owners(model)
+    drawable = set(owner) if variant == "full" else _of_convolutions_and_linears(model)
     values: dict[str, Tensor] = {}
     for key in state:
-        if key not in keys:
+        if owner.get(key, key) not in keys:
             continue
         if key in norms:
             values[key] = norms[key]
         elif key in drawable and not is_constant(state[key]):
-            values[key] = drawn_like(state[key], seed, key, _moments(model, key, variant))
+            values[key] = drawn_like(state[key], seed, owner.get(key, key), _moments(model, key, variant))
     return Redrawn(values, tuple(k for k in values if k not in norms), tuple(k for k in values if k in norms))
+
+
+def _owners(model: nn.Module) -> dict[str, str]:
+    """Name of every parameter -> the first name of the same tensor."""
+    first: dict[int, str] = {}
+    named = model.named_parameters(remove_duplicate=False)
+    return {name: first.setdefault(id(parameter), name) for name, parameter in named}
 
 
 def drawn_like(tensor: Tensor, seed: int, name: str, moments: tuple[float, float] | None = None) -> Tensor:
