@@ -156,7 +156,9 @@ def describe(manifest: Manifest, seconds: float | None = None) -> str:
     total = sum(split.samples for split in manifest.splits.values())
     size = sum(info.bytes for split in manifest.splits.values() for info in split.shards)
     pace = f", {total / seconds:.0f} images/s" if seconds else ""
-    lines.append(f"  {total} images, {size / 1e6:.1f} MB{pace}; {len(manifest.left_out)} left out")
+    reasons = Counter(entry.reason for entry in manifest.left_out)
+    why = f" ({', '.join(f'{reason} {count}' for reason, count in sorted(reasons.items()))})" if reasons else ""
+    lines.append(f"  {total} images, {size / 1e6:.1f} MB{pace}; {len(manifest.left_out)} left out{why}")
     lines.append(
         f"  mean {manifest.mean} std {manifest.std}; groups shared by splits: {manifest.grouping.intersections}"
     )

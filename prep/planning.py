@@ -21,6 +21,7 @@ from prep.records import PHANTOM_MARKER, RawDataset, Record
 from prep.splits import SPLITS, intersections, split_by_source, split_official, split_random
 from prep.subgroups import DICOM_FIELDS, chosen
 from prep.tasks import Item, Task
+from shards.fetching import shown
 from shards.folds import FoldOptions
 from shards.identity import group_hash, make_key, salt_digest
 from shards.manifest import BLANK_LABEL, Grouping
@@ -107,8 +108,10 @@ def read_records(dataset: RawDataset, root: Path) -> tuple[list[Record], list[st
         everything = list(dataset.read(root))
     records = [record for record in everything if not record.skip]
     skipped = Counter(record.skip for record in everything if record.skip)
+    left_out = [f"{count} rows left out: {reason}" for reason, count in sorted(skipped.items())]
     if not records:
-        raise ValueError(f"{dataset.name}: {root} lists no image at all: expected {' | '.join(dataset.tree)}")
+        told = f"lists no image that can be taken: {'; '.join(left_out)}" if left_out else "lists no image at all"
+        raise ValueError(f"{dataset.name}: {shown(str(root))} {told}: expected {' | '.join(dataset.tree)}")
     known = dataset.source_values
     for record in records:
         if wrong := [label for label in record.labels if label not in known]:
@@ -118,7 +121,7 @@ def read_records(dataset: RawDataset, root: Path) -> tuple[list[Record], list[st
                 f"({values[0]}..{values[-1]}): "
                 f"is this the original table?"
             )
-    return records, [f"{count} rows left out: {reason}" for reason, count in sorted(skipped.items())]
+    return records, left_out
 
 
 def _quoted(label: int | None) -> str:

@@ -89,8 +89,8 @@ def draw_intensities(
     rarest = min((float(values[values > 0].min(initial=1)) for values in grouped), default=1)
     axis.set_ylim(bottom=100 * max(10.0 ** math.floor(math.log10(rarest)), 1e-6))  # a decade's line, at least
     axis.set_ylabel("% of values", labelpad=0)
-    drawn = ", ".join(str(count) for count in dict.fromkeys(counts.values()))
-    _frame(axis, "Intensities", f"value, as stored; {drawn} images of a split")
+    drawn = ", ".join(f"{name} {count}" for name, count in counts.items())
+    _frame(axis, "Intensities", f"value, as stored; images: {drawn}")
 
 
 def _width(number: int) -> float:

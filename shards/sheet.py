@@ -3,6 +3,7 @@
 python -m shards sheet data/shards/DDSM --out DDSM.png
 """
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,6 +33,8 @@ MAX_EXAMPLES = 9  # in a row, over all splits
 TILE_PIXELS = 160
 COLOURS = {"train": "#4477AA", "val": "#EE8866", "test": "#228833"}  # distinguishable without colour vision, too
 SPARE_COLOUR = "#777777"
+CROWDED = 6  # classes above which their names are turned
+NOTE_LETTERS, MOST_NOTE_LINES = 165, 12
 
 
 def choose_examples(split: Split, seed: int, count: int) -> list[np.ndarray]:
@@ -72,22 +75,35 @@ def _strip(split: Split, positions: np.ndarray, count: int) -> np.ndarray:
 
 
 def draw(shard_set: ShardSet, *, seed: int = 0) -> Figure:
-    """The sheet as a figure: a row of examples for each class, a column for each split; histograms, balance, proof."""
+    """The sheet as a figure: a row of examples for each class, a column for each split; histograms, balance, proof; and
+    what the manifest notes.
+    """
     splits = [shard_set.split(name) for name in shard_set.split_names]
     shown = min(shard_set.num_classes, MAX_CLASSES)
     count = max(2, MAX_EXAMPLES // len(splits))
     head = 1.0 + shown * 1.05
-    height = head + 2.5 + 2.9
-    figure = Figure(figsize=(12, height), dpi=110, facecolor="white")
+    notes = note_lines(shard_set)
+    heights = [head, 2.5, 3.4 if shown > CROWDED else 2.9, 0.15 + 0.17 * len(notes)]
+    figure = Figure(figsize=(12, sum(heights)), dpi=110, facecolor="white")
     FigureCanvasAgg(figure)
-    top, middle, bottom = figure.subfigures(3, 1, squeeze=False, height_ratios=[head, 2.5, 2.9])[:, 0]
+    top, middle, bottom, last = figure.subfigures(4, 1, squeeze=False, height_ratios=heights)[:, 0]
     _draw_examples(top, shard_set, splits, shown, count, seed)
     _draw_histograms(middle, splits, seed)
     balance, proof = bottom.subplots(1, 2, width_ratios=[3, 2])
-    bottom.subplots_adjust(left=0.13, right=0.98, bottom=0.2, top=0.86, wspace=0.08)
+    bottom.subplots_adjust(left=0.13, right=0.98, bottom=0.32 if shown > CROWDED else 0.2, top=0.86, wspace=0.08)
     _draw_balance(balance, shard_set, splits, shown)
     _draw_proof(proof, shard_set.manifest, splits)
+    last.text(0.02, 1, "\n".join(notes), fontsize=8, va="top", color="#555555", linespacing=1.3)
     return figure
+
+
+def note_lines(shard_set: ShardSet) -> list[str]:
+    """What the view and the manifest note, in lines; of very many the first ones."""
+    notes = [f"view {shard_set.view_name}: {shard_set.view.note}"] if shard_set.view.note else []
+    notes += [f"note: {warning}" for warning in shard_set.manifest.warnings]
+    lines = [line for note in notes for line in textwrap.wrap(note, NOTE_LETTERS, subsequent_indent="    ")]
+    more = ["… all of them: python -m shards info DIR"] if len(lines) > MOST_NOTE_LINES else []
+    return lines[:MOST_NOTE_LINES] + more
 
 
 def _draw_examples(
@@ -106,6 +122,8 @@ def _draw_examples(
         for row in range(shown):
             axis: Axes = axes[row][column]
             axis.imshow(_strip(split, chosen[row], count), aspect="equal", interpolation="nearest")
+            if not len(chosen[row]):
+                axis.text(TILE_PIXELS / 2, TILE_PIXELS / 2, "none", ha="center", va="center", color="#999999")
             axis.set_axis_off()
             if row == 0:
                 colour = COLOURS.get(split.name, SPARE_COLOUR)
@@ -113,7 +131,8 @@ def _draw_examples(
             if column == 0:
                 axis.text(-0.03, 0.5, _wrap(shard_set.classes[row]), transform=axis.transAxes, ha="right", va="center")
     depth = f"{manifest.channels} channel{'s' * (manifest.channels > 1)}, {manifest.bits} bit, {manifest.encoding}"
-    figure.text(0.99, 0.985, f"{manifest.task} · {depth}{more}", ha="right", va="top", fontsize=9, color="#555555")
+    view = f"{manifest.task} · view {shard_set.view_name}"
+    figure.text(0.99, 0.985, f"{view} · {depth}{more}", ha="right", va="top", fontsize=9, color="#555555")
 
 
 def _draw_histograms(figure: SubFigure, splits: Sequence[Split], seed: int) -> None:
@@ -131,7 +150,7 @@ def _draw_histograms(figure: SubFigure, splits: Sequence[Split], seed: int) -> N
     widths.legend(frameon=False, fontsize=8, loc="upper right")
 
 
-def _wrap(name: str, width: int = 16) -> str:
+def _wrap(name: str, width: int = 17) -> str:
     words, lines = name.split(), [""]
     for word in words:
         if lines[-1] and len(lines[-1]) + 1 + len(word) > width:
@@ -150,8 +169,9 @@ def _draw_balance(axis: Axes, shard_set: ShardSet, splits: Sequence[Split], show
         bars = axis.bar(places, shares, width * 0.92, color=COLOURS.get(split.name, SPARE_COLOUR), label=split.name)
         if shown * len(splits) <= 24:
             axis.bar_label(bars, [str(count) for count in counts], fontsize=7, padding=1)
-    short = [name if len(name) <= 14 else name[:13] + "…" for name in shard_set.classes[:shown]]
-    crowded = shown > 6
+    crowded = shown > CROWDED
+    names = shard_set.classes[:shown]
+    short = [name if len(name) <= 26 else f"{name[:25]}…" for name in names] if crowded else [*map(_wrap, names)]
     axis.set_xticks(range(shown), short, rotation=30 if crowded else 0, ha="right" if crowded else "center", fontsize=8)
     axis.set_ylabel("% of the split")
     axis.set_title("Class balance", loc="left", fontsize=11, weight="bold")
@@ -216,13 +236,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Draw example images by class and split, sizes, intensities, class balance, what the splits share.",
         epilog="example: python -m shards sheet data/shards/DDSM --out DDSM.png",
     )
-    parser.add_argument("folder", type=Path, help="a shard set, with its manifest.json")
+    parser.add_argument("folder", help="a shard set, with its manifest.json: a folder or a URL")
     parser.add_argument("--out", type=Path, help="the picture to write (default: NAME.png in this folder)")
     parser.add_argument("--view", help="a label view of the manifest (default: its own choice)")
     parser.add_argument("--seed", type=int, default=0, help="which examples are drawn (default 0)")
+    parser.add_argument("--cache", type=Path, help="folder for what is fetched from a URL, or unpacked of a .tar.zst")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(argv)
-    shard_set = ShardSet(options.folder, view=options.view)
+    shard_set = ShardSet(options.folder, view=options.view, cache=options.cache)
     out = write_sheet(shard_set, options.out or Path(f"{shard_set.manifest.name}.png"), seed=options.seed)
     print(f"wrote {out}")
     return 0

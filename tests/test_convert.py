@@ -21,6 +21,7 @@ from PIL import Image
 import prep.convert
 import prep.tasks
 from prep.convert import convert
+from prep.finishing import describe
 from prep.images import PixelOptions, Prepared, encode
 from prep.phantoms import SALT_NAME, draw_phantoms
 from prep.planning import ConvertOptions, shard_samples
@@ -268,6 +269,7 @@ def test_images_that_do_not_decode_are_left_out_and_recorded(own_raw: Path, tmp_
     missing.unlink()
     manifest = make(own_raw, tmp_path / "set", replace(OPTIONS, max_bad=0.05))
     assert {entry.reason for entry in manifest.left_out} == {"the file is truncated", "the file is missing"}
+    assert "2 left out (the file is missing 1, the file is truncated 1)" in describe(manifest)
     with (tmp_path / "set.private" / "left_out.csv").open() as file:
         rows = {row["key"]: row for row in csv.DictReader(file)}
     assert {row["source"] for row in rows.values()} == {broken.name, missing.name}
@@ -323,6 +325,13 @@ def test_no_rows_at_all_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "raw" / "train.csv").write_text("id_code,diagnosis\n")
     with pytest.raises(ValueError, match="lists no image at all"):
         convert(DATASETS["APTOS2019"], tmp_path / "raw", tmp_path / "set", OPTIONS)
+
+
+def test_rows_that_are_all_left_out_are_an_error_with_their_reason(tmp_path: Path) -> None:
+    (tmp_path / "case").mkdir()
+    (tmp_path / "case" / "1.png").write_bytes(b"x")
+    with pytest.raises(ValueError, match="lists no image that can be taken: 1 rows left out: no folder and no file"):
+        convert(DATASETS["DDSM-folder"], tmp_path, tmp_path / "set", OPTIONS)
 
 
 def test_a_full_disk_is_one_line_and_the_run_goes_on(

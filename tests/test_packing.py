@@ -16,6 +16,7 @@ from shards.checking import check_set
 from shards.manifest import Manifest
 from shards.reshard import reshard
 from shards.shardset import ShardSet
+from shards.sheet import main as draw_sheet
 
 __all__ = ["raw"]
 PACKED = replace(OPTIONS, compress="zstd", workers=2)
@@ -107,3 +108,13 @@ def test_a_bomb_is_cut_off(raw: Path, tmp_path: Path) -> None:
     assert "unpacks to other than the" in str(check_set(tmp_path / "set")[0])
     with pytest.raises(ValueError, match="sha256"):
         split_bytes(ShardSet(tmp_path / "set", cache=tmp_path / "cache"), "val")
+
+
+def test_a_packed_set_is_drawn_as_the_plain_one(raw: Path, tmp_path: Path) -> None:
+    make(raw, tmp_path / "plain"), make(raw, tmp_path / "packed", PACKED)
+    with pytest.raises(ValueError, match=r"packed for transport: give a folder .*--cache DIR"):
+        draw_sheet([str(tmp_path / "packed"), "--out", str(tmp_path / "no.png")])
+    assert not (tmp_path / "no.png").exists()
+    draw_sheet([str(tmp_path / "plain"), "--out", str(tmp_path / "plain.png")])
+    draw_sheet([str(tmp_path / "packed"), "--out", str(tmp_path / "packed.png"), "--cache", str(tmp_path / "cache")])
+    assert (tmp_path / "plain.png").read_bytes() == (tmp_path / "packed.png").read_bytes()

@@ -11,7 +11,7 @@ import pytest
 from shards.decoding import decode
 from shards.histograms import BINS, grouped_values, intensity_shares, sample_positions, side_edges
 from shards.shardset import ShardSet
-from shards.sheet import TILE_PIXELS, choose_examples, draw, main, tile
+from shards.sheet import TILE_PIXELS, choose_examples, draw, main, note_lines, tile
 
 MakeSet = Callable[..., ShardSet]
 
@@ -46,7 +46,7 @@ def test_the_figure_counts_what_the_indices_hold(make_set: MakeSet, tmp_path: Pa
 def test_size_histograms_count_every_image_once(tiny_set: Path) -> None:
     axes = draw(ShardSet(tiny_set)).subfigs[1].axes
     assert [axis.get_title(loc="left") for axis in axes] == ["Heights", "Widths", "Intensities"]
-    assert axes[2].get_xlabel() == "value, as stored; 60, 17, 19 images of a split"
+    assert axes[2].get_xlabel() == "value, as stored; images: train 60, val 17, test 19"
     for axis, side in zip(axes[:2], ("heights", "widths"), strict=True):
         for stairs, name in zip(axis.patches, ("train", "val", "test"), strict=True):
             split = ShardSet(tiny_set).split(name)
@@ -102,3 +102,18 @@ def test_the_command_writes_the_same_picture_twice(tiny_set: Path, tmp_path: Pat
     with pytest.raises(ValueError, match=r"x\.gif: a sheet is written as \.png"):
         main([str(tiny_set), "--out", str(tmp_path / "x.gif")])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png"]
+
+
+def test_what_a_class_lacks_and_what_the_manifest_notes_is_told(make_set: MakeSet, tmp_path: Path) -> None:
+    long = "a name of many words that no sheet has room for in one line"
+    made = make_set(tmp_path / "set", classes=4, train=12, val=3, test=4)
+    made.manifest.model_copy(update={"warnings": [long, f"{long} " * 6]}).write(tmp_path / "set")
+    shard_set = ShardSet(tmp_path / "set")
+    figure = draw(shard_set)
+    cells = [[text.get_text() for text in axis.texts] for axis in figure.subfigs[0].axes]
+    lacking = [(row, column) for row in range(4) for column in range(3) if "none" in cells[row * 3 + column]]
+    counts = [list(shard_set.split(name).class_counts().values()) for name in ("train", "val", "test")]
+    assert lacking == [(row, column) for row in range(4) for column in range(3) if counts[column][row] == 0] != []
+    lines = note_lines(shard_set)
+    assert f"note: {long}" in lines and len(lines) > 2 and max(map(len, lines)) <= 165
+    assert figure.subfigs[3].texts[0].get_text() == "\n".join(lines)

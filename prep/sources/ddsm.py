@@ -114,9 +114,14 @@ VIEWS = {
     "2class": LabelView(
         classes=["normal", "benign or cancer"],
         mapping={"0": 0, "1": 1, "2": 1},
-        note="the published study's two classes; it calls the second one Cancer, though benign findings are in it",
+        note="the first class holds normal images alone, the second benign and cancer: the published study's two "
+        "classes, of which it calls the second Cancer",
     ),
-    "cancer-vs-rest": LabelView(classes=["normal or benign", "cancer"], mapping={"0": 0, "1": 0, "2": 1}),
+    "cancer-vs-rest": LabelView(
+        classes=["normal or benign", "cancer"],
+        mapping={"0": 0, "1": 0, "2": 1},
+        note="the first class holds normal and benign, the second cancer alone",
+    ),
     "3class": LabelView(classes=["normal", "benign", "cancer"], mapping={"0": 0, "1": 1, "2": 2}),
 }
 
