@@ -12,6 +12,7 @@ from prep.records import Record, whole_number
 from prep.sources import DATASETS, find_dataset
 from prep.sources.chexpert import FINDINGS, no_finding, study_split, study_twice
 from prep.sources.ddsm import case_of
+from prep.subgroups import DICOM_FIELDS
 from prep.tables import read_table
 from shards.manifest import LabelView
 
@@ -42,8 +43,26 @@ def test_the_page_says_of_every_dataset_what_its_reader_says(name: str) -> None:
         assert f"`{view}`" in page, f"docs/datasets.md lacks view {view} of {name}"
 
 
-@pytest.mark.parametrize("name", ["APTOS2019", "DDSM", "IDRiD"])
-@pytest.mark.parametrize("state", ["missing", "empty", "wrong"])
+@pytest.mark.parametrize("name", DATASETS)
+def test_the_page_says_which_metadata_each_dataset_tells(name: str) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "datasets.md").read_text()
+    assert f"| `{name}` | {', '.join(DATASETS[name].metadata) or 'none'} |" in page
+    assert f"tell {', '.join(DICOM_FIELDS)} where" in page
+
+
+def test_a_view_that_joins_classes_says_what_is_in_each() -> None:
+    for name in ("DDSM", "DDSM-patches", "DDSM-folder"):
+        views = DATASETS[name].views
+        assert "first class holds normal images alone, the second benign and cancer" in views["2class"].note
+        assert "first class holds normal and benign, the second cancer alone" in views["cancer-vs-rest"].note
+        assert [views["cancer-vs-rest"].mapping[label] for label in "012"] == [0, 0, 1]
+
+
+ANY_FOLDER = {"DDSM-folder", "slides", "Camelyon-slides"}  # which have no table that could be missing
+STATES = [(name, state) for name in DATASETS for state in ("missing", "empty", "wrong")[: 3 - (name in ANY_FOLDER)]]
+
+
+@pytest.mark.parametrize(("name", "state"), STATES)
 def test_a_raw_folder_that_is_not_there_says_where_to_get_it(name: str, state: str, tmp_path: Path) -> None:
     root = tmp_path / name
     if state != "missing":
@@ -55,7 +74,7 @@ def test_a_raw_folder_that_is_not_there_says_where_to_get_it(name: str, state: s
     text = str(error.value)
     assert DATASETS[name].where in text
     assert DATASETS[name].tree[0] in text
-    assert f"python prep/phantoms.py --dataset {name} --out " in text
+    assert f"python prep/phantoms.py --dataset {DATASETS[name].phantoms} --out " in text
 
 
 def test_the_stand_in_is_a_command_to_paste(tmp_path: Path) -> None:
