@@ -70,7 +70,7 @@ def make_manifest(
         grouping=plan.grouping,
         left_out=left_out,
         source=Source(dataset=dataset.name, citation=dataset.citation, licence=dataset.licence, where=dataset.where),
-        conversion=options.recorded() | {"resize": "area average, never enlarged"},
+        conversion=options.recorded(),
         versions=versions(),
         warnings=[*plan.warnings, *_duplicates(tasks, results), *more_warnings],
     )

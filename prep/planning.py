@@ -28,6 +28,7 @@ from shards.manifest import BLANK_LABEL, Grouping
 from shards.metadata import FIELDS
 
 MAX_SHARD_SAMPLES = 4096
+RESIZE = "area average, never enlarged; JPEG first by its DCT, while four times the short side remains"
 COMPRESSIONS = ("none", "zstd")
 DICOM_SUFFIXES = (".dcm", ".dicom")
 SPLIT_MODES = ("auto", "official", "random", "study", "study-exact", "none")
@@ -79,6 +80,7 @@ class ConvertOptions:
             "shares": shares,
             "seed": self.seed,
             "shard_samples": self.shard_samples,
+            "resize": RESIZE,
         }
 
 
