@@ -84,7 +84,7 @@ class RawDataset:
         empty.
         """
         if is_far(root):  # a web server without listings shows files, no folders
-            missing = [path for path in paths if "." in path and not there(root / path, path)]
+            missing = [path for path in paths if "." in path and not there(root / path, f"{shown(str(root))}/{path}")]
             if not missing:
                 return
             problem = f"{shown(str(root))} lacks {missing[0]}"

@@ -1,6 +1,7 @@
 """Conversions on a real Dask scheduler with real workers on loopback. pytest tests/test_cluster.py"""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -99,6 +100,39 @@ def test_workers_that_would_write_other_bytes_or_elsewhere_are_refused(
     make(raw, tmp_path / "b", options)
     make(raw, tmp_path / "here")
     assert digests(tmp_path / "b") == digests(tmp_path / "here")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_the_lines_for_slurm_start_workers(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page's own lines; its sbatch runs the job script here, on loopback, and one job of two workers will do."""
+    page = (ROOT / "docs" / "preparing.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    for given, small in (("cores=8, processes=8", "cores=2, processes=2"), ("32GB", "2GB"), ("jobs=4", "jobs=1")):
+        assert given in block
+        block = block.replace(given, small)
+    for name, line in (
+        ("sbatch", 'bash "$1" > /dev/null 2>&1 &\necho "Submitted batch job $!"'),
+        ("scancel", "kill $1"),
+    ):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    script = tmp_path / "cluster.py"
+    script.write_text(f"{block}\nimport sys\nsys.stdout.flush()\nsys.stdin.read()\ncluster.close()\n")
+    env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "DASK_JOBQUEUE__SLURM__INTERFACE": "lo"}
+    session = subprocess.Popen(
+        [sys.executable, str(script)], cwd=tmp_path, env=env | {"PYTHONPATH": str(ROOT)}, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        assert session.stdout is not None
+        address = session.stdout.readline().strip()
+        assert address.startswith("tcp://127.0.0.1:")
+        make(raw, tmp_path / "there", replace(OPTIONS, cluster=address))
+    finally:
+        session.communicate(timeout=60)
+    make(raw, tmp_path / "here")
+    assert digests(tmp_path / "here") == digests(tmp_path / "there")
 
 
 def test_no_scheduler_is_one_line(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

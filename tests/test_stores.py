@@ -3,6 +3,7 @@
 import functools
 import http.server
 import shutil
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -281,6 +282,23 @@ def test_places_that_cannot_be_are_refused(arguments: list[str], message: str, r
     with pytest.raises(ValueError) as caught:
         main(parse_args(given))
     assert message in str(caught.value)
+    assert not any(in_folder.iterdir())
+
+
+@pytest.mark.parametrize(("url", "package"), [("gs://bucket/raw", "gcsfs"), ("abfs://box/raw", "adlfs")])
+@pytest.mark.parametrize("flag", ["--raw", "--out"])
+def test_a_store_without_its_package_says_what_to_install(
+    url: str, package: str, flag: str, raw: Path, in_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fsspec.registry import _registry
+
+    for module in [name for name in sys.modules if name.split(".")[0] == package] or [package]:
+        monkeypatch.setitem(sys.modules, module, None)  # as where it is not installed
+    for known in ("gs", "abfs"):
+        monkeypatch.delitem(_registry, known, raising=False)
+    given = ["--dataset", "DDSM", *([flag, url] if flag == "--raw" else ["--raw", str(raw), flag, url])]
+    with pytest.raises(ValueError, match=rf"{url}: fsspec cannot open it \([^)]*nstall {package} "):
+        main(parse_args(given))
     assert not any(in_folder.iterdir())
 
 
