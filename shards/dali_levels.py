@@ -98,8 +98,20 @@ def _stretch(image: Any, magnitude: Any, depth: Feeds) -> Any:
 
 
 def _equal(image: Any, magnitude: Any, depth: Feeds) -> Any:
-    """DALI's own, which is OpenCV's: its table is within a level or two of Pillow's."""
-    return fn.reinterpret(fn.equalize(image), layout="HWC")
+    """Pillow's table, within a level. DALI's own is OpenCV's, which spares the lowest level and not the highest.
+
+    So it goes to the negative: 255 - OpenCV (255 - x) is 255 below (x) / n, of n pixels under the highest level, with
+    `below` those under x. Pillow divides by a whole step = floor (n / 255); where that is 0 the channel stays.
+    """
+    levels = fn.cast(image, dtype=FLOAT)
+    negative = fn.reinterpret(fn.cast(255.0 - levels, dtype=UINT8), layout="HWC")
+    equal = 255.0 - fn.cast(fn.equalize(negative), dtype=FLOAT)
+    highest = fn.reductions.max(levels, axes=(0, 1), keep_dims=True)
+    steps = fn.reductions.sum(fn.cast(levels < highest, dtype=FLOAT), axes=(0, 1), keep_dims=True) / 255.0
+    whole = math.floor(steps)
+    some = fn.cast(whole > 0.0, dtype=FLOAT)
+    made = math.floor(equal * steps / math.max(whole, 1.0) + 0.5)
+    return stored(some * made + (1.0 - some) * levels, depth)
 
 
 def _window(operator: Window, image: Any, feeds: Feeds) -> Any:
