@@ -64,8 +64,11 @@ class ConvertOptions:
             raise ValueError(f"--split {self.split!r} is unknown; known: {', '.join(SPLIT_MODES)}")
         if self.compress not in COMPRESSIONS:
             raise ValueError(f"--compress {self.compress!r} is unknown; known: {', '.join(COMPRESSIONS)}")
-        if not 0 <= self.max_bad <= 1 or self.workers < 1 or self.seed < 0:
-            raise ValueError("--max-bad is a share from 0 to 1, --workers at least 1, --seed at least 0")
+        if not 0 <= self.max_bad <= 1:
+            raise ValueError(f"--max-bad {self.max_bad:g} is no share from 0 to 1, such as 0.01")
+        if self.workers < 1 or self.seed < 0:
+            low = f"--workers {self.workers}" if self.workers < 1 else f"--seed {self.seed}"
+            raise ValueError(f"{low} is too low: --workers is at least 1, --seed at least 0")
         if not (min(self.shares) > 0 and abs(sum(self.shares) - 1) <= 1e-9):
             given = " ".join(f"{share:g}" for share in self.shares)
             raise ValueError(f"--shares {given}: three shares above 0 that sum to 1, such as 0.7 0.15 0.15")

@@ -387,7 +387,8 @@ def test_shard_sizes() -> None:
     ("change", "message"),
     [
         ({"split": "magic"}, "known: auto, official, random, study"),
-        ({"max_bad": 2.0}, "share from 0 to 1"),
+        ({"max_bad": 2.0}, "--max-bad 2 is no share from 0 to 1"),
+        ({"workers": 0}, "--workers 0 is too low: --workers is at least 1"),
         ({"shard_samples": 0}, "outside 1"),
         ({"shares": (0.7, 0.7, 0.1)}, "--shares 0.7 0.7 0.1: three shares above 0 that sum to 1"),
         ({"shares": (float("nan"),) * 3}, "three shares above 0 that sum to 1"),

@@ -10,9 +10,10 @@ from prep.convert import convert
 from prep.images import PixelOptions
 from prep.make_shards import main, parse_args
 from prep.planning import ConvertOptions, read_records
-from prep.sources.own_table import TableColumns, table_dataset
+from prep.sources.own_table import METRICS, TableColumns, table_dataset
 from shards.manifest import Manifest
 from shards.shardset import ShardSet
+from train.metrics import metric_names
 
 
 @pytest.fixture
@@ -102,6 +103,19 @@ def test_wrong_names_are_told(columns: dict[str, object], message: str, folder: 
     given = {"table": folder / "labels.csv", "path": "file", "labels": ("finding",)} | columns
     with pytest.raises(ValueError, match=message):
         table_dataset("own", TableColumns(**given))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("labels", [("finding",), ("wet", "dry")])
+def test_a_metric_that_training_does_not_know_is_told_before_a_conversion(
+    labels: tuple[str, ...], folder: Path
+) -> None:
+    columns, task = (
+        TableColumns(folder / "labels.csv", "file", labels),
+        ("single-label", "multi-label")[len(labels) - 1],
+    )
+    assert METRICS[task] == metric_names(task)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"--target-metric 'acuracy' is none of accuracy, .*: did you mean accuracy\?"):
+        table_dataset("own", columns, target_metric="acuracy")
 
 
 def test_a_split_of_another_name_is_told_by_row(folder: Path) -> None:

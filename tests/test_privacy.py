@@ -16,6 +16,8 @@ import cv2
 import numpy as np
 import pytest
 from faulty_server import Fault, serve
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from test_dicom import written
 
 from prep import places
@@ -201,7 +203,39 @@ def _hdf5(raw: Path) -> list[str]:
     return ["--dataset", "Camelyon", "--format", "raw"]
 
 
-SLOW = [pytest.param(make, marks=pytest.mark.slow) for make in (_cbis, _slides, _hdf5)]
+def _outlined_slides(raw: Path) -> list[str]:
+    draw_phantoms("Camelyon-slides", raw, 10, size=1024, quiet=True)
+    for path in sorted([*raw.rglob("*.tif"), *raw.rglob("*.xml")]):
+        path.rename(path.with_stem(f"{path.stem}_JaneDoe"))
+    for path in raw.rglob("*.xml"):
+        text = path.read_text()
+        assert "<Annotation Name=" in text
+        path.write_text(text.replace('<Annotation Name="', '<Annotation Note="MRN4711" Name="for DOE^JANE '))
+    return ["--dataset", "Camelyon-slides", "--tile-size", "64", "--tiles-per-slide", "9"]
+
+
+def _photographs(raw: Path) -> list[str]:
+    """Identifiers in EXIF, in comments and in text chunks; what comes out is encoded anew from the pixels."""
+    draw_phantoms("csv", raw, 12, size=64, quiet=True)
+    rows = (raw / "labels.csv").read_text().splitlines()
+    for number, row in enumerate(rows[1:]):
+        name = row.split(",")[0]
+        with Image.open(raw / name) as image:
+            texts, exif = PngInfo(), Image.Exif()
+            texts.add_text("Comment", "JaneDoe MRN4711")
+            texts.add_itxt("XML:com.adobe.xmp", "<x>DOE^JANE, born 19640229</x>")
+            exif[0x010E], exif[0x013B] = "DOE^JANE", "StMungos"  # ImageDescription, Artist
+            if number % 2:
+                image.save(raw / name, pnginfo=texts, exif=exif)
+            else:
+                image.convert("RGB").save(raw / f"{name}.jpg", exif=exif, comment=b"JaneDoe MRN4711")
+                (raw / name).unlink()
+                rows[number + 1] = row.replace(name, f"{name}.jpg")
+    (raw / "labels.csv").write_text("\n".join(rows))
+    return ["--dataset", "csv", "--name", "mine", "--group-column", "patient", "--format", "png"]
+
+
+SLOW = [pytest.param(make, marks=pytest.mark.slow) for make in (_cbis, _slides, _hdf5, _outlined_slides, _photographs)]
 
 
 @pytest.mark.parametrize("make", [_own_table, *SLOW])

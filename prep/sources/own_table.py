@@ -12,8 +12,16 @@ from prep.records import RawDataset, Record, whole_number
 from prep.splits import SPLIT_NAMES, SPLITS
 from prep.subgroups import of_row
 from prep.tables import read_table
+from shards.command_line import nearest
 from shards.manifest import LabelView
 
+METRICS = {  # those that training knows
+    "single-label": (
+        "accuracy", "balanced_accuracy", "precision", "recall", "f1", "kappa", "quadratic_kappa", "roc_auc",
+        "roc_auc_ovr", "average_precision",
+    ),
+    "multi-label": ("accuracy", "precision", "recall", "f1", "roc_auc", "average_precision"),
+}  # fmt: skip
 MAX_CLASSES = 10_000
 NUMBER = re.compile(r"-?\d+(\.\d+)?")
 FEW_CLASSES, FEW_ROWS = 20, 5  # above so many classes, so many rows each, or they are taken for ids
@@ -73,6 +81,7 @@ def table_dataset(
     if not there(columns.table, columns.table.name):
         raise ValueError(f"there is no table {columns.table}: name it with --table")
     single = len(columns.labels) == 1
+    _check_metric(target_metric, METRICS["single-label" if single else "multi-label"])
     classes = class_names(columns) if single else list(columns.labels)
     if single:
         view = LabelView(classes=classes, mapping={str(i): i for i in range(len(classes))})
@@ -105,6 +114,11 @@ def table_dataset(
         notes=() if columns.group else ("no group column was named: images of one patient are not kept together",),
     )
     return dataset
+
+
+def _check_metric(given: str | None, known: tuple[str, ...]) -> None:
+    if given is not None and given not in known:
+        raise ValueError(f"--target-metric {given!r} is none of {', '.join(known)}{nearest(given, known)}")
 
 
 def _check_roles(columns: TableColumns) -> None:
