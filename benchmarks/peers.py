@@ -7,7 +7,8 @@ sees this project's packages behind its own:
         libavdevice59 libavfilter8
     python -m venv peers
     (cd .venv/lib/python3*/site-packages && pwd) > "$(echo peers/lib/python3*/site-packages)/project.pth"
-    peers/bin/pip install -c constraints.txt mosaicml-streaming litdata spdl ffcv
+    grep -E '^torch(vision)?==' constraints.txt > peers/constraints.txt   (mosaicml-streaming wants an older NumPy)
+    peers/bin/pip install -c peers/constraints.txt mosaicml-streaming litdata spdl ffcv
 
 and are handed to the benchmarks as `--peer-python peers/bin/python`. WRITERS[name] makes the format that a peer reads,
 LOADERS[name] iterates batches of float32[64, 3, 224, 224] with labels, endlessly.

@@ -1,12 +1,17 @@
 """Does streaming keep up? The rate of walking a windowed plan with decoding, from a folder and from a loopback server.
 
-    python benchmarks/walk.py --rounds 5
+    python benchmarks/walk.py --rounds 5                 a bare walk, which keeps every core busy
+    python benchmarks/walk.py --rounds 5 --run 0.85      a run: the Loader, and a training step after each batch
 
 Writes a set of JPEG textures, serves it with 20 ms before each answer from a process of its own, and walks the same
 steps of the same plan from both, in turn, an empty cache each time: a sample is read, its hash checked, decoded and
 resized to 224 px on `--threads` threads. Rates count from the end of the first window, when the cache has had its first
 filling; the processor's time an image, of all threads of this process, tells the cost of fetching and hashing where the
 machine has other work too. Prints one line a round and the medians. The result is recorded in benchmarks/README.md.
+
+With `--run SHARE` the public Loader feeds a consumer that sleeps after each batch as long as a training step on a GPU
+would take, so that it asks for SHARE of the images a second that the Loader makes from the folder without any pause
+(measured in the same round). At `--run 1` nothing but the store's and the fetching's own work can be missing.
 """
 
 import argparse
@@ -25,9 +30,11 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from shards.loader import Loader
 from shards.plan import Plan, PlanConfig
 from shards.sets import write_set
 from shards.shardset import ShardSet, Split
+from shards.transforms import eval_transform
 from shards.writer import Sample
 
 SERVER = Path(__file__).resolve().parents[1] / "tests" / "faulty_server.py"
@@ -50,8 +57,8 @@ def textures(count: int, side: int) -> Iterator[bytes]:
 
 
 @contextmanager
-def served(folder: Path, latency: float) -> Iterator[str]:
-    command = [sys.executable, str(SERVER), str(folder), "--latency", str(latency)]
+def served(folder: Path, latency: float, host: str = "localhost") -> Iterator[str]:
+    command = [sys.executable, str(SERVER), str(folder), "--latency", str(latency), "--host", host]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdin is not None and server.stdout is not None
         yield server.stdout.readline().strip()
@@ -89,6 +96,22 @@ def walk(split: Split, plan: Plan, steps: int, warm: int, threads: int) -> Walk:
     return Walk(middle - start, images / (time.perf_counter() - middle), cpu_ms)
 
 
+def run(split: Split, plan: Plan, steps: int, warm: int, threads: int, pause: float) -> Walk:
+    """As `walk`, by the public Loader, with `pause` seconds after each batch."""
+    transform = eval_transform(224, [0.5] * 3, [0.2] * 3)
+    loader = Loader(split, transform, global_batch=BATCH, plan=plan, threads=threads)
+    start, batches = time.perf_counter(), iter(loader)
+    for step in range(steps):
+        if step == warm:
+            middle, busy = time.perf_counter(), time.process_time()
+        next(batches)
+        time.sleep(pause)
+    seconds, busy = time.perf_counter() - middle, time.process_time() - busy
+    loader.close()
+    images = (steps - warm) * BATCH
+    return Walk(middle - start, images / seconds, busy * 1e3 / images)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=6000)
@@ -99,6 +122,7 @@ def main() -> None:
     parser.add_argument("--latency", type=float, default=0.02, help="seconds before each answer")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--run", type=float, metavar="SHARE", help="a training that asks for this share of the rate")
     args = parser.parse_args()
     cv2.setNumThreads(1)
     folder = Path(tempfile.mkdtemp(prefix="streaming-"))
@@ -132,10 +156,12 @@ def measure(args: argparse.Namespace, folder: Path) -> None:
     walks: dict[str, list[Walk]] = {"local": [], "remote": []}
     with served(folder / "set", args.latency) as url:
         for number in range(args.rounds):
+            pause = pause_of(args, split, plan, warm)
             for place in ("local", "remote") if number % 2 else ("remote", "local"):
                 cache = folder / f"cache-{number}"
                 there = made if place == "local" else ShardSet(url, cache=cache, cache_limit=limit)
-                result = walk(there.split("train"), plan, plan.steps(1), warm, args.threads)
+                given = (there.split("train"), plan, plan.steps(1), warm, args.threads)
+                result = walk(*given) if args.run is None else run(*given, pause)
                 walks[place].append(result)
                 print(
                     f"round {number}  {place:6}  first window {result.first_window_seconds:5.2f} s  then "
@@ -144,6 +170,16 @@ def measure(args: argparse.Namespace, folder: Path) -> None:
                 )
     report("images/s", [walk.images_a_second for walk in walks["local"]], [w.images_a_second for w in walks["remote"]])
     report("ms CPU", [walk.cpu_ms_an_image for walk in walks["local"]], [w.cpu_ms_an_image for w in walks["remote"]])
+
+
+def pause_of(args: argparse.Namespace, split: Split, plan: Plan, warm: int) -> float:
+    """Seconds that a training step takes, so that the consumer asks for `--run` of what the Loader makes at most."""
+    if args.run is None:
+        return 0.0
+    most = run(split, plan, plan.steps(1), warm, args.threads, 0.0).images_a_second
+    pause = BATCH / most / args.run
+    print(f"the Loader alone, from the folder: {most:.0f} images/s; a step takes {1e3 * pause:.1f} ms")
+    return pause
 
 
 def report(unit: str, local: list[float], remote: list[float]) -> None:

@@ -4,6 +4,9 @@
         server.faults["train-000000.tar"] = [Fault("reset", times=2), Fault("half")]
         ... server.url, server.requests
 
+Reading clients of S3 are served too: bucket/key is a path below the folder (AWS_ENDPOINT_URL=http://127.0.0.1:PORT, any
+credentials).
+
 Also a script, for benchmarks: python tests/faulty_server.py FOLDER --latency 0.02   (prints its URL)
 """
 
@@ -18,6 +21,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -100,6 +104,22 @@ class Handler(BaseHTTPRequestHandler):
             start, stop = 0, None
         self._send(path, start, min(stop or size, size), size, fault)
 
+    def do_HEAD(self) -> None:
+        path = self.folder / unquote(urlsplit(self.path).path).lstrip("/")
+        time.sleep(self.state.latency)
+        if not path.is_file():
+            return self._status(404)
+        self.send_response(200)
+        self.send_header("Content-Length", str(path.stat().st_size))
+        self._describe(path)
+        self.end_headers()
+
+    def _describe(self, path: Path) -> None:
+        """What S3's clients want to know of an object."""
+        state = path.stat()
+        self.send_header("ETag", f'"{state.st_mtime_ns:x}-{state.st_size:x}"')
+        self.send_header("Last-Modified", formatdate(state.st_mtime, usegmt=True))
+
     def _range(self) -> tuple[int, int | None]:
         unit, _, text = self.headers.get("Range", "").partition("=")
         if unit != "bytes":
@@ -133,6 +153,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(200 if kind == "whole" or "Range" not in self.headers else 206)
         self.send_header("Content-Length", str((half if kind == "short" else stop) - start))
         self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{size}")
+        self._describe(path)
         self.end_headers()
         with path.open("rb") as file:
             if fault is None:
