@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 from shards.draws import DrawKeys
+from shards.executors import make_executor
 from shards.index import ENCODING_NAMES
-from shards.loader import make_executor
 from shards.operators import CenterCrop, HorizontalFlip, Normalize, RandomCrop, Resize, Rotate90
 from shards.shardset import ShardSet, Split
 from shards.transforms import Transform

@@ -1,296 +1,23 @@
-"""Reading a shard set: splits, their columns, and encoded images straight from memory-mapped tars.
-
-A *position* numbers the samples of a split in stored order, 0..n-1, under the view in force: views, label files and
-split files select and relabel at load time, without rewriting a tar.
-"""
+"""A shard set: its splits under the view, the label file and the split file in force. See `split` for what they are."""
 
 import hashlib
-from bisect import bisect_right
-from collections.abc import Callable, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
-import xxhash
 
-from shards.index import Columns
-from shards.manifest import BLANK_LABEL, LabelView, ShardInfo, SplitInfo, Task
-from shards.metadata import decoded
+from shards.manifest import BLANK_LABEL, ShardInfo, SplitInfo, Task
 from shards.overrides import LabelFile, SplitFile
-from shards.plan import Plan
-from shards.storage import (
-    SPLIT_FILE_NAME,
-    SPLITS_FOLDER,
-    Ahead,
-    LocalFolder,
-    Mapped,
-    Storage,
-    Stream,
-    open_storage,
-)
+from shards.split import CorruptSample as CorruptSample
+from shards.split import Rows as Rows
+from shards.split import Split as Split
+from shards.split import lookup_table
+from shards.storage import SPLIT_FILE_NAME, SPLITS_FOLDER, LocalFolder, Storage, open_storage
 from shards.storage import open_columns as open_columns
 
 if TYPE_CHECKING:
     from shards.fetching import Patience
-
-
-class CorruptSample(ValueError):
-    """The stored bytes of one sample are not those that were written; the text names key, shard, expected and found."""
-
-    def __init__(self, key: str, shard: str, expected: int, found: int):
-        super().__init__(
-            f"sample {key} in {shard} is damaged: hash {found:016x}, {expected:016x} expected; "
-            "restore the shard from a copy, or make the set again"
-        )
-        self.key, self.shard, self.expected, self.found = key, shard, expected, found
-
-
-class Rows(NamedTuple):
-    """The index of n samples: where their images lie and what they are."""
-
-    offsets: np.ndarray  # uint64[n], bytes from the start of the tar
-    sizes: np.ndarray  # uint32[n], bytes
-    heights: np.ndarray  # uint32[n], pixels
-    widths: np.ndarray  # uint32[n], pixels
-    labels: np.ndarray  # int16[n, label columns], source labels, -32768 is blank
-    groups: np.ndarray  # uint64[n]
-    hashes: np.ndarray  # uint64[n], xxh3_64 of the image
-    sample_ids: np.ndarray  # uint64[n]
-    encodings: np.ndarray  # uint8[n], codes of index.ENCODINGS
-    shards: np.ndarray  # int64[n], number of the shard in the split
-
-
-class Split:
-    """One split of a set. Opens shards as they are asked for; safe to read from many threads."""
-
-    def __init__(
-        self,
-        storage: Storage,
-        name: str,
-        view: LabelView,
-        shards: Sequence[ShardInfo],
-        selected: Sequence[np.ndarray | None],
-        label_file: LabelFile | None,
-        digest: str,
-    ):
-        self.digest = digest  # of the set under the view and files in force; it keys the plan's order
-        self.storage, self.name, self.manifest, self.view = storage, name, storage.manifest, view
-        self.shards = tuple(shards)
-        self._selected = tuple(selected)
-        self._label_file = label_file
-        sizes = [info.samples if rows is None else len(rows) for info, rows in zip(shards, selected, strict=True)]
-        self.shard_sizes = np.array(sizes, np.int64)
-        self._ends = np.cumsum(self.shard_sizes)
-        self._end_list: list[int] = self._ends.tolist()
-        self._columns: Mapped[int, Columns] = Mapped(self._open_columns)
-        self._classify = classifier(view, self.manifest.label_columns, self.manifest.task)
-
-    @property
-    def num_samples(self) -> int:
-        """Samples of the split under the view in force."""
-        return int(self._ends[-1]) if len(self._ends) else 0
-
-    def __len__(self) -> int:
-        return self.num_samples
-
-    def __repr__(self) -> str:
-        return f"Split({self.name!r}, {self.num_samples} samples in {len(self.shards)} shards of {self.storage.where})"
-
-    def _open_columns(self, shard: int) -> Columns:
-        return self.storage.columns(self.shards[shard])
-
-    def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Shard number and row in that shard's index for positions int64[n]; ValueError outside 0..num_samples-1."""
-        positions = np.asarray(positions, np.int64).reshape(-1)
-        if len(positions) and not (positions.min() >= 0 and positions.max() < self.num_samples):
-            raise ValueError(f"a position is outside 0..{self.num_samples - 1} of split {self.name!r}")
-        shards = np.searchsorted(self._ends, positions, side="right")
-        rows = positions - (self._ends[shards] - self.shard_sizes[shards]) if len(positions) else positions.copy()
-        for shard in np.unique(shards):
-            if (selected := self._selected[shard]) is not None:
-                here = shards == shard
-                rows[here] = selected[rows[here]]
-        return shards.astype(np.int64), rows
-
-    def _locate_one(self, position: int) -> tuple[int, int]:
-        """`locate` for one position: read is called for every image, and numpy's way in costs more than the read."""
-        if not 0 <= position < self.num_samples:
-            raise ValueError(f"position {position} is outside 0..{self.num_samples - 1} of split {self.name!r}")
-        shard = bisect_right(self._end_list, position)
-        row = position - (self._end_list[shard - 1] if shard else 0)
-        selected = self._selected[shard]
-        return shard, row if selected is None else int(selected[row])
-
-    def rows(self, positions: np.ndarray) -> Rows:
-        """The index of the samples at positions int64[n], in that order, as arrays of our own."""
-        shards, rows = self.locate(positions)
-        num_labels = len(self.manifest.label_columns)
-        out = Rows(
-            offsets=np.empty(len(rows), np.uint64),
-            sizes=np.empty(len(rows), np.uint32),
-            heights=np.empty(len(rows), np.uint32),
-            widths=np.empty(len(rows), np.uint32),
-            labels=np.empty((len(rows), num_labels), np.int16),
-            groups=np.empty(len(rows), np.uint64),
-            hashes=np.empty(len(rows), np.uint64),
-            sample_ids=np.empty(len(rows), np.uint64),
-            encodings=np.empty(len(rows), np.uint8),
-            shards=shards,
-        )
-        for shard in np.unique(shards):
-            here, columns = np.flatnonzero(shards == shard), self._columns[int(shard)]
-            for name in Rows._fields[:-1]:
-                getattr(out, name)[here] = getattr(columns, name)[rows[here]]
-        return out if self._label_file is None else out._replace(labels=self._label_file.labels_of(out.sample_ids))
-
-    def _gather(self, name: str, positions: np.ndarray | None) -> np.ndarray:
-        if positions is None:
-            self.storage.prepare(self.shards)
-        return getattr(self.rows(np.arange(self.num_samples) if positions is None else positions), name)
-
-    def labels(self, positions: np.ndarray | None = None) -> np.ndarray:
-        """Targets under the view, of all samples or of positions int64[n].
-
-        Single-label: class index int64[n]. Multi-label: float32[n, classes] of 0, 1 and NaN (ignored).
-        """
-        return self._classify(self._gather("labels", positions))
-
-    def sample_ids(self, positions: np.ndarray | None = None) -> np.ndarray:
-        """Sample ids uint64[n], of all samples or of positions int64[n]."""
-        return self._gather("sample_ids", positions)
-
-    def groups(self, positions: np.ndarray | None = None) -> np.ndarray:
-        """Group hashes uint64[n], of all samples or of positions int64[n]."""
-        return self._gather("groups", positions)
-
-    @property
-    def metadata_fields(self) -> list[str]:
-        """Names of the metadata fields that this set holds: what subgroups can be reported by."""
-        return [field.name for field in self.manifest.metadata]
-
-    def metadata(self, field: str, positions: np.ndarray | None = None) -> np.ndarray:
-        """Values of one metadata field, of all samples or of positions int64[n].
-
-        A category ("sex", "age", "view" …) gives str[n], "" where unknown; a number ("pixel_spacing_mm") float32[n],
-        NaN where unknown. FORMAT.md lists the fields and their values.
-
-        Raises:
-            ValueError: the set does not hold that field; the text names those that it holds.
-        """
-        if field not in self.metadata_fields:
-            held = ", ".join(self.metadata_fields) or "no metadata"
-            raise ValueError(f"metadata field {field!r} is not in {self.manifest.name}; it has {held}")
-        number = self.metadata_fields.index(field)
-        if positions is None:
-            self.storage.prepare(self.shards)
-        shards, rows = self.locate(np.arange(self.num_samples) if positions is None else positions)
-        codes = np.empty(len(rows), np.float32)
-        for shard in np.unique(shards):
-            here = np.flatnonzero(shards == shard)
-            codes[here] = self._columns[int(shard)].metadata[rows[here], number]
-        return decoded(codes, self.manifest.metadata[number].values)
-
-    def class_counts(self) -> dict[str, int]:
-        """Samples of each class under the view (multi-label: positives)."""
-        labels = self.labels()
-        if self.manifest.task == "multi-label":
-            counts = (labels == 1).sum(0)
-        else:
-            counts = np.bincount(labels, minlength=len(self.view.classes))
-        return {name: int(count) for name, count in zip(self.view.classes, counts, strict=True)}
-
-    def key(self, position: int) -> str:
-        """The key of one sample."""
-        shard, row = self._locate_one(position)
-        return self._columns[shard].key(row)
-
-    def read(self, position: int, verify: bool = True) -> memoryview:
-        """The encoded image at a position, without a copy. The view stays valid as long as it is held.
-
-        Raises:
-            CorruptSample: `verify` and the bytes do not match the hash in the index.
-            ValueError: the shard is missing, truncated, or its index is damaged.
-        """
-        shard, row = self._locate_one(position)
-        columns, info = self._columns[shard], self.shards[shard]
-        image = self._bytes(info, columns, row)
-        if not verify or xxhash.xxh3_64_intdigest(image) == int(columns.hashes[row]):
-            return image
-        if self.storage.renew(info):  # what was fetched has rotted on this machine's disk
-            image = self._bytes(info, columns, row)
-        if (found := xxhash.xxh3_64_intdigest(image)) != int(columns.hashes[row]):
-            raise CorruptSample(columns.key(row), info.name, int(columns.hashes[row]), found)
-        return image
-
-    def read_all(
-        self, positions: np.ndarray, rows: Rows, verify: bool = True
-    ) -> tuple[list[memoryview], dict[int, str]]:
-        """The encoded images at positions int64[n], whose `rows` are known: those of `read`, in one walk.
-
-        A damaged one is empty; it is told by its number of the n, with the reason.
-        """
-        numbers = rows.shards.tolist()
-        tars = {shard: self.storage.tar(self.shards[shard]) for shard in set(numbers)}
-        ends = (rows.offsets + rows.sizes).tolist()
-        images = [tars[n][start:end] for n, start, end in zip(numbers, rows.offsets.tolist(), ends, strict=True)]
-        failures: dict[int, str] = {}
-        if not verify:
-            return images, failures
-        digest, hashes = xxhash.xxh3_64_intdigest, rows.hashes.tolist()
-        for i in [i for i, image in enumerate(images) if digest(image) != hashes[i]]:
-            try:
-                images[i] = self.read(int(positions[i]))
-            except CorruptSample as error:
-                images[i], failures[i] = memoryview(b""), str(error)
-        return images, failures
-
-    def targets(self, positions: np.ndarray, rows: Rows) -> np.ndarray:
-        """`labels` of positions whose `rows` are known."""
-        return self._classify(rows.labels)
-
-    def _bytes(self, info: ShardInfo, columns: Columns, row: int) -> memoryview:
-        offset = int(columns.offsets[row])
-        return self.storage.tar(info)[offset : offset + int(columns.sizes[row])]
-
-    def will_read(self, positions: np.ndarray) -> None:
-        """Tell the kernel what is read soon, so that a disk brings it meanwhile, all of it side by side.
-
-        Does nothing where the tars are fetched: they come whole.
-        """
-        if not isinstance(self.storage, LocalFolder):
-            return
-        rows = self.rows(positions)
-        for shard, offset, size in zip(rows.shards.tolist(), rows.offsets.tolist(), rows.sizes.tolist(), strict=True):
-            self.storage.will_read(self.shards[shard], offset, size)
-
-    def fetch_ahead(
-        self,
-        plan: Plan,
-        consumed: int = 0,
-        *,
-        world: int = 1,
-        rank: int = 0,
-        node_ranks: Sequence[int] | None = None,
-        global_batch: int | None = None,
-    ) -> Ahead:
-        """Bring shards before they are read: call `advance(consumed)` as the plan is walked, `close()` at the end.
-
-        `node_ranks`: the ranks that share this machine's cache. `global_batch`: where it is another than the plan was
-        laid for. A local set has nothing to bring.
-
-        Raises:
-            ValueError: the cache's limit is smaller than what these ranks read at a time.
-        """
-        ranks = (rank,) if node_ranks is None else tuple(node_ranks)
-        stream = Stream(
-            reads=lambda start, ahead: plan.reads(start, ahead, world, (rank,), global_batch=global_batch),
-            node_reads=lambda start, ahead: plan.reads(start, ahead, world, ranks, global_batch=global_batch),
-            consumed=consumed,
-            batch=global_batch or plan.config.global_batch,
-            epoch=plan.samples_per_epoch,
-        )
-        return self.storage.fetch_ahead(self.shards, stream)
 
 
 class ShardSet:
@@ -400,7 +127,7 @@ class ShardSet:
         if self._label_file is not None:
             keep &= self._label_file.named(columns.sample_ids)
         if self.task == "single-label":
-            keep &= _lookup_table(self.view)[labels[:, 0].astype(np.int64) - BLANK_LABEL] >= 0
+            keep &= lookup_table(self.view)[labels[:, 0].astype(np.int64) - BLANK_LABEL] >= 0
         return None if keep.all() else np.flatnonzero(keep).astype(np.int32)
 
 
@@ -427,30 +154,3 @@ def find_split_file(storage: Storage, given: str | Path) -> Path:
 def view_is_default(shard_set: ShardSet) -> bool:
     """Whether the set is read under the view that its manifest names as the default."""
     return shard_set.view_name == shard_set.manifest.label_view
-
-
-def _lookup_table(view: LabelView) -> np.ndarray:
-    """Class index of each source value v at v + 32768, -1 where it is not mapped: int64[65536]."""
-    table = np.full(1 << 16, -1, np.int64)
-    for value, index in view.mapping.items():
-        table[(int(value) if value else BLANK_LABEL) - BLANK_LABEL] = index
-    return table
-
-
-def classifier(view: LabelView, columns: Sequence[str], task: Task) -> Callable[[np.ndarray], np.ndarray]:
-    """The function from source labels int16[n, L] to targets: int64[n], or float32[n, classes] with NaN for ignored."""
-    table = _lookup_table(view)
-
-    def single(labels: np.ndarray) -> np.ndarray:
-        targets = table[labels[:, 0].astype(np.int64) - BLANK_LABEL]
-        if len(targets) and targets.min() < 0:
-            value = int(labels[int(targets.argmin()), 0])
-            raise ValueError(f"source label {value} has no class in the view: was the manifest altered?")
-        return targets
-
-    def multi(labels: np.ndarray) -> np.ndarray:
-        chosen = labels[:, [list(columns).index(name) for name in view.classes]]
-        targets = table[chosen.astype(np.int64) - BLANK_LABEL].astype(np.float32)
-        return np.where(targets < 0, np.float32(np.nan), targets)
-
-    return multi if task == "multi-label" else single

@@ -15,8 +15,8 @@ import torch
 from shards.command_line import Parser
 from shards.decoding import decode
 from shards.draws import DrawKeys
+from shards.executors import choose_executor, make_executor
 from shards.index import ENCODING_NAMES
-from shards.loader import choose_executor, make_executor
 from shards.shardset import ShardSet, Split
 from shards.sheet import choose_examples
 from shards.transforms import PRESETS, AnyDrawn, AnyTransform, Drawn, train_transform, transform_of

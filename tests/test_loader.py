@@ -215,7 +215,7 @@ def test_wrong_options_are_refused(tiny_set: Path, options: dict[str, Any], mess
 
 
 def test_dali_that_is_not_installed_is_refused(tiny_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shards.loader._distributions", lambda: ["torch", "timm"])
+    monkeypatch.setattr("shards.executors._distributions", lambda: ["torch", "timm"])
     shards = ShardSet(tiny_set)
     with pytest.raises(ValueError, match="DALI is not installed; install the extra cuda13 or cuda12"):
         Loader(shards.split("train"), transform(shards), global_batch=8, executor="dali")

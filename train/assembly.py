@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from shards.executors import choose_executor
 from shards.host_executor import refuse_bits
-from shards.loader import choose_executor
 from shards.manifest import write_aside
 from shards.shardset import ShardSet
 from shards.storage import is_url
