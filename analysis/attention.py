@@ -17,9 +17,13 @@ import torch
 from tqdm import tqdm
 
 from analysis.attention_maps import attending, attention_distance, attention_modules, patch_distances, prefix_share
-from analysis.charts import Panel, Series, lines, number, standalone
+from analysis.chart_parts import number
+from analysis.chart_style import standalone
+from analysis.charts import Panel, Series, lines
+from analysis.console import announce, table
+from analysis.flags import parser
 from analysis.results import write_result
-from analysis.session import Session, announce, launch, parser, table
+from analysis.session import Session, launch
 
 CAPTION = "mean distance between a patch and what it attends to, weighted by attention, in pixels of the model's input"
 

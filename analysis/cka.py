@@ -19,10 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from analysis.charts import heat_map, standalone
+from analysis.chart_style import standalone
+from analysis.charts import heat_map
+from analysis.console import announce, table
+from analysis.flags import parser
 from analysis.opinions import canonical_correlations, ceiling, image_halves, null_level, procrustes
 from analysis.results import write_result
-from analysis.session import Session, announce, launch, parser, table
+from analysis.session import Session, launch
 from analysis.similarity import batch_hsics, cka_of_hsic, hsic_of_layers, jackknife_error
 from analysis.tokens import TokenHsic, token_hsic, whole_token_hsic
 

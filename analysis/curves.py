@@ -17,11 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from analysis.charts import Panel, Series, lines, number, standalone
+from analysis.chart_parts import number
+from analysis.chart_style import standalone
+from analysis.charts import Panel, Series, lines
+from analysis.console import announce, table
 from analysis.gains import STARTS, flags, request_of
 from analysis.paired import bounds
 from analysis.results import write_result
-from analysis.session import announce, launch, table
+from analysis.session import launch
 from analysis.study_runs import Gathered, Trained, gather, resampled, same_set
 from shards.manifest import write_aside
 from train.layers import group_index, layer_groups

@@ -11,9 +11,13 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from analysis.charts import Panel, Series, lines, number, standalone
+from analysis.chart_parts import number
+from analysis.chart_style import standalone
+from analysis.charts import Panel, Series, lines
+from analysis.console import announce, table
+from analysis.flags import parser
 from analysis.results import write_result
-from analysis.session import EMBEDDING, Session, announce, launch, parser, table
+from analysis.session import EMBEDDING, Session, launch
 from analysis.twonn import dimension
 
 CAPTION = "TwoNN intrinsic dimension of pooled features (Facco et al., 2017), the tenth with the largest ratio left out"
@@ -64,7 +68,18 @@ def text(values: Mapping[str, Any]) -> list[str]:
         rows.append(
             [layer, *(number(_nan(found[layer][part])) for found in states.values() for part in ("value", "half"))]
         )
-    return table(rows)
+    return [*table(rows), *(f"–: {line}" for line in reasons(values))]
+
+
+def reasons(values: Mapping[str, Any]) -> list[str]:
+    """Why numbers are missing: each reason once, with the layers it is of."""
+    found: dict[str, list[str]] = {}
+    for which, layers in values["states"].items():
+        for layer, row in layers.items():
+            if row.get("reason"):
+                found.setdefault(row["reason"], []).append(f"{which} {layer}")
+    every = sum(map(len, values["states"].values()))
+    return [f"{why} ({'all layers' if len(of) == every else ', '.join(of)})" for why, of in found.items()]
 
 
 def _nan(value: float | None) -> float:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from html import escape
 from math import isfinite, sqrt
 
-from analysis.charts import NUM_SHADES, colour_bar, number, shade_class, svg_root, ticks
+from analysis.chart_parts import colour_bar, number, svg_root, ticks
+from analysis.chart_style import NUM_SHADES, shade_class
 
 SMALL, LARGE = 4.5, 15.0  # radii in pixels of the least and the largest size
 

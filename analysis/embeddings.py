@@ -15,9 +15,13 @@ from typing import Any
 import numpy as np
 from sklearn.decomposition import PCA
 
-from analysis.charts import NUM_SERIES, Dots, scatter, standalone, svg_key
+from analysis.chart_parts import svg_key
+from analysis.chart_style import NUM_SERIES, standalone
+from analysis.charts import Dots, scatter
+from analysis.console import announce
+from analysis.flags import parser
 from analysis.results import write_result
-from analysis.session import EMBEDDING, Session, announce, launch, parser
+from analysis.session import EMBEDDING, Session, launch
 from train.layers import taps
 
 CAPTION = "the pooled embedding of the end; a mark is an image"

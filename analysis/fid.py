@@ -14,10 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from analysis.banks import Bank, open_bank
-from analysis.charts import Panel, Series, lines, number, standalone
+from analysis.chart_parts import number
+from analysis.chart_style import standalone
+from analysis.charts import Panel, Series, lines
+from analysis.console import announce, table
+from analysis.flags import parser
 from analysis.frechet import frechet_distance, halves
 from analysis.results import write_result
-from analysis.session import EMBEDDING, Session, announce, launch, parser, table
+from analysis.session import EMBEDDING, Session, launch
 from shards.shardset import ShardSet, Split
 from train.evaluation import AUTOCAST
 from train.layers import embedding_tap
@@ -45,6 +49,7 @@ def main(args: argparse.Namespace) -> None:
         "images": images,
         "features": target.shape[1],
         **found._asdict(),
+        "remark": remark(images, target.shape[1]),
         "floor": {"source": halves(origin, args.seed), "target": halves(target, args.seed)},
     }
     path = write_result(session.out, name, request, values, standalone(figure(values)))
@@ -81,6 +86,17 @@ def embedding(session: Session, which: str, split: Split) -> Any:
     return bank.layer(EMBEDDING)
 
 
+def remark(images: Mapping[str, int], features: int) -> str:
+    """What few images do to the number; empty where they are enough for covariances of full rank."""
+    few = [f"{count} of the {name}" for name, count in images.items() if count <= features]
+    if not few:
+        return ""
+    return (
+        f"{' and '.join(few)} are too few images for a covariance of {features} features: FID is exact for these "
+        "images and far above that of more; read it beside its floor"
+    )
+
+
 def figure(values: Mapping[str, Any]) -> str:
     """The distance beside what two halves of either set give."""
     names = ["halves of the source", "halves of the target", "source with target"]
@@ -94,7 +110,7 @@ def text(values: Mapping[str, Any]) -> list[str]:
     """The table for the console."""
     rows = [["FID", "value"], [f"{values['source']} with {values['target']}", number(values["fid"])]]
     rows += [[f"two halves of the {name}", number(values["floor"][name])] for name in ("source", "target")]
-    return table(rows)
+    return table(rows) + ([f"note: {values['remark']}"] if values["remark"] else [])
 
 
 if __name__ == "__main__":

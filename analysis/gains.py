@@ -20,11 +20,13 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from analysis.charts import number, standalone
+from analysis.chart_parts import number
+from analysis.chart_style import standalone
+from analysis.console import announce, table
 from analysis.dot_charts import Dot, dot_panels
 from analysis.paired import bootstrap_p, bounds, holm
 from analysis.results import write_result
-from analysis.session import announce, launch, table
+from analysis.session import launch
 from analysis.study_runs import STUDIES, Gathered, Trained, gather, resampled, same_set
 from shards.command_line import Parser
 from shards.manifest import write_aside

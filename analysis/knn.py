@@ -16,9 +16,13 @@ import numpy as np
 from scipy.special import expit, softmax
 
 from analysis.banks import Bank
-from analysis.charts import Panel, Series, lines, number, standalone, values_or_gaps
+from analysis.chart_parts import number
+from analysis.chart_style import standalone
+from analysis.charts import Panel, Series, lines, values_or_gaps
+from analysis.console import announce, table
+from analysis.flags import parser
 from analysis.results import write_result
-from analysis.session import EMBEDDING, Session, announce, launch, parser, table
+from analysis.session import EMBEDDING, Session, launch
 from train.knn import knn_probabilities
 
 BANK_SPLIT = "train"

@@ -10,9 +10,13 @@ import argparse
 from typing import Any
 
 from analysis.changes import KINDS, Change, changes, kinds_of_keys, study_distance
-from analysis.charts import Panel, Series, lines, number, standalone
+from analysis.chart_parts import number
+from analysis.chart_style import standalone
+from analysis.charts import Panel, Series, lines
+from analysis.console import announce, table
+from analysis.flags import parser
 from analysis.results import digest_of_state, write_result
-from analysis.session import Session, announce, launch, parser, table
+from analysis.session import Session, launch
 
 CAPTION = "Euclidean distance of each layer group's own tensors between start and end"
 STUDY_CAPTION = (

@@ -50,7 +50,7 @@ def probe(
     """Fit on the bank, choose the strength on validation, predict the queries [m, d].
 
     With one strength, `validation` may be None. Classes without a sample in the bank get probability 0; a label of
-    one value alone in the bank gets that value for every query.
+    one value alone in the bank gets that value for every query, and one that is ignored throughout the bank NaN.
 
     Raises ValueError for several strengths without validation, one below 0, or features that are not finite.
     """
@@ -74,11 +74,14 @@ def probe(
 
 
 def cross_entropy(labels: ArrayLike, probabilities: ArrayLike) -> float:
-    """Mean -log probability of what is true, each probability kept above 1e-12; labels as in `Samples`."""
+    """Mean -log probability of what is true, each probability kept above 1e-12; labels as in `Samples`.
+
+    Of several labels, those that are ignored or of which nothing is said (NaN) do not count.
+    """
     truth, scores = np.asarray(labels), np.asarray(probabilities, np.float64)
     if truth.ndim == 1:
         return float(-np.log(np.maximum(scores[np.arange(len(truth)), truth.astype(int)], 1e-12)).mean())
-    known = ~np.isnan(truth)
+    known = ~(np.isnan(truth) | np.isnan(scores))
     right = np.where(truth == 1, scores, 1 - scores)[known]
     return float(-np.log(np.maximum(right, 1e-12)).mean())
 
@@ -113,6 +116,9 @@ def _fit_labels(
     columns, all_converged = [], True
     for column in labels.T[:num_classes]:
         known = ~np.isnan(column)
+        if not known.any():
+            columns.append(np.full(len(asked), np.nan))
+            continue
         found, converged = _fit_classes(x[known], column[known].astype(int), asked, 2, strength)
         columns.append(found[:, 1])
         all_converged &= converged

@@ -17,8 +17,9 @@ ROUNDING = 1e-7  # of the largest singular value: what float32 features hold bel
 def canonical_correlations(first: Array, second: Array, *, centre: bool = True) -> Float64:
     """Return the canonical correlations of features [n, d1] and [n, d2], largest first; none where undefined.
 
-    As many as the narrower side has directions (those of rounding alone are left out). Undefined where a side has at
-    least as many features as images, or does not vary.
+    As many as the narrower side has directions (those of rounding alone are left out). Undefined where a side does not
+    vary, or both have more directions together than n images leave room for (n - 1 when centred): then some
+    correlations are 1 whatever the features.
     """
     if max(first.shape[1], second.shape[1]) >= len(first):
         return np.empty(0)
@@ -27,6 +28,8 @@ def canonical_correlations(first: Array, second: Array, *, centre: bool = True) 
         overlap = _whitening(own_first).T @ product @ _whitening(own_second)
     else:
         overlap = _basis(first, centre).T @ _basis(second, centre)
+    if sum(overlap.shape) > len(first) - centre:
+        return np.empty(0)
     return np.asarray(np.linalg.svd(overlap, compute_uv=False)) if min(overlap.shape) else np.empty(0)
 
 
@@ -98,7 +101,7 @@ def _triangle(side: Float64) -> Float64:
 def null_level(first: Array, second: Array, *, seed: int = 0, shuffles: int = 20) -> dict[str, float]:
     """Return mean, spread and largest size of CKA [n, d1] against [n, d2] over shuffled pairings of the images.
 
-    Of more than 4096 images so many are drawn, and "images" says so: the spread goes as one over their number.
+    Of more than 2048 images so many are drawn, and "images" says so: the spread goes as one over their number.
     """
     generator = np.random.Generator(np.random.Philox(seed))
     if len(first) > GRAM_IMAGES:

@@ -11,11 +11,13 @@ import argparse
 from typing import Any
 
 from analysis.banks import Bank
-from analysis.charts import standalone
+from analysis.chart_style import standalone
+from analysis.console import announce
+from analysis.flags import parser
 from analysis.knn import BANK_SPLIT, figure, poolings, text
 from analysis.linear import STRENGTHS, Probe, Samples, probe
 from analysis.results import write_result
-from analysis.session import EMBEDDING, Session, announce, launch, parser
+from analysis.session import EMBEDDING, Session, launch
 
 VALIDATION_SPLIT = "val"
 CAPTION = "logistic regression on frozen features of the training split, strength by validation"

@@ -16,10 +16,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis.charts import Panel, Series, lines, number, standalone, values_or_gaps
+from analysis.chart_parts import number
+from analysis.chart_style import standalone
+from analysis.charts import Panel, Series, lines, values_or_gaps
+from analysis.console import announce, table
+from analysis.flags import parser
 from analysis.replay import Replay
 from analysis.results import write_result
-from analysis.session import Session, announce, launch, parser, table
+from analysis.session import Session, launch
 from train.models import build, recipe_of
 
 NAMES = {"start": "reinit", "random": "rerand"}

@@ -5,7 +5,7 @@ from html import escape
 from typing import Any
 
 from analysis import curves, gains
-from analysis.charts import legend, number
+from analysis.chart_parts import legend, number
 from analysis.report_data import Report
 from analysis.report_style import chart, details, heading, html_table
 from analysis.report_words import card, metric_name

@@ -7,7 +7,8 @@ from math import isnan
 from typing import Any
 
 from analysis import attention, embeddings, trajectory
-from analysis.charts import Panel, Series, legend, lines, number
+from analysis.chart_parts import legend, number
+from analysis.charts import Panel, Series, lines
 from analysis.cka import maps
 from analysis.report_data import KNOWN, Entry
 from analysis.report_style import chart, details, heading, html_table

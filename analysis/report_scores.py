@@ -5,7 +5,8 @@ from html import escape
 
 import numpy as np
 
-from analysis.charts import Panel, Series, heat_map, legend, lines
+from analysis.chart_parts import legend
+from analysis.charts import Panel, Series, heat_map, lines
 from analysis.report_cases import worst_cases
 from analysis.report_data import Entry
 from analysis.report_style import chart, details, heading, html_table
@@ -32,7 +33,7 @@ def scores(entries: Sequence[Entry]) -> str:
 
 def metrics_table(tested: Sequence[Entry]) -> str:
     """A row a metric, a column a run; the target metric marked."""
-    names = [name for name in tested[0].results["test"] if name != "samples"]
+    names = [name for name in dict.fromkeys(n for entry in tested for n in entry.results["test"]) if name != "samples"]
     rows = [
         [escape(metric_name(name)), *(with_interval(*entry.test_interval(name)) for entry in tested)] for name in names
     ]

@@ -7,7 +7,8 @@ from html import escape
 import cv2
 import numpy as np
 
-from analysis.charts import NUM_SERIES, legend
+from analysis.chart_parts import legend
+from analysis.chart_style import NUM_SERIES
 from analysis.report_data import Entry
 from analysis.report_style import heading, html_table
 from analysis.report_words import card, vector

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 
-from analysis.charts import rules, style
+from analysis.chart_style import rules, style
 
 CSS = """
 *{box-sizing:border-box}

@@ -5,7 +5,7 @@ from html import escape
 from math import isfinite
 from typing import Any
 
-from analysis.charts import NUM_SERIES
+from analysis.chart_style import NUM_SERIES
 from analysis.report_data import Entry
 from analysis.report_style import heading, html_table
 from analysis.report_words import card, metric_name, pill, rounded, set_name

@@ -5,7 +5,8 @@ from html import escape
 from math import isfinite, nan
 from typing import Any
 
-from analysis.charts import NUM_SERIES, number
+from analysis.chart_parts import number
+from analysis.chart_style import NUM_SERIES
 from analysis.report_data import Entry
 
 METRIC_NAMES = {

@@ -19,10 +19,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from analysis.charts import standalone, svg_root
+from analysis.chart_parts import svg_root
+from analysis.chart_style import standalone
+from analysis.console import announce, table
+from analysis.flags import parser
 from analysis.results import write_result
 from analysis.saliency_maps import attention_map, grad_cam, last_map, way_of
-from analysis.session import Session, announce, launch, parser, table
+from analysis.session import Session, launch
 
 CAPTIONS = {
     "grad-cam": "Grad-CAM of the predicted class (Selvaraju et al., 2017) at the last spatial map",

@@ -1,9 +1,8 @@
-"""What the scripts share: their flags, the opened run, its data and models, and features by state and split."""
+"""What the scripts share: the opened run, its data and models, and features by state and split."""
 
 import argparse
 import difflib
 import shutil
-import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -17,7 +16,6 @@ from torch import Tensor, nn
 from analysis import ranks
 from analysis.banks import Bank, open_bank
 from analysis.results import digest_of_state, find_result
-from shards.command_line import Parser
 from shards.errors import run_cli
 from shards.loader import Loader
 from shards.shardset import ShardSet, Split
@@ -29,53 +27,7 @@ from train.metrics import UndefinedMetric, evaluate
 from train.rundir import Run, open_run
 
 EMBEDDING = "embedding"
-# --help shows the others; --help-all these, too.
-RARE = {"model", "weights", "taps", "banks", "batch", "precision", "force"}
 RESIZE_SHARE = 256 / 224  # short side before the center crop, where no config says otherwise
-
-
-def parser(description: str, *, split: str = "test") -> argparse.ArgumentParser:
-    """A parser with the flags of every analysis."""
-    made = Parser(description=description, rare=RARE)
-    made.add_argument("run", type=Path, help="run directory, .safetensors file or DeepSpeed checkpoint folder")
-    made.add_argument("--shards", type=Path, help="shard set; default: the one of the training")
-    made.add_argument("--model", help="timm name, for weights that do not say what they are of")
-    made.add_argument(
-        "--weights", choices=("best", "last"), default="best", help="end of a run directory (default best)"
-    )
-    made.add_argument("--split", default=split, help=f"images to look at (default {split})")
-    made.add_argument(
-        "--limit", type=_positive, help="at most so many images of a split, the first as stored (shuffled)"
-    )
-    made.add_argument("--layers", help="layer groups (or fine taps), by commas; default: all")
-    made.add_argument(
-        "--taps",
-        choices=("groups", "fine"),
-        default="groups",
-        help="where features are taken: after each layer group, or finer: both branches of each transformer block",
-    )
-    made.add_argument(
-        "--out",
-        type=Path,
-        help="folder for results; default: RUN/analysis, and a folder of its own there for weights that are not the "
-        "best, another split, some images or layers, or fine taps: it replaces nothing of the whole run",
-    )
-    made.add_argument("--banks", type=Path, help="folder of feature banks to reuse; without a fitting one, an error")
-    made.add_argument("--batch", type=_positive, default=64, help="images a forward pass (default 64)")
-    made.add_argument("--threads", type=_positive, default=2, help="decoding threads (default 2)")
-    made.add_argument("--device", help="cpu or cuda; default: cuda where there is one")
-    made.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the forward passes")
-    made.add_argument("--seed", type=int, default=0, help="of everything that is drawn (default 0)")
-    made.add_argument("--force", action="store_true", help="work it out again, even if it is there")
-    made.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    made.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher gives it
-    return made
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
-    return int(text)
 
 
 def launch(made: argparse.ArgumentParser, main: Callable[[argparse.Namespace], int | None]) -> NoReturn:
@@ -336,22 +288,3 @@ def choose(known: Sequence[str], wanted: str | None) -> list[str]:
     if not names:
         raise ValueError("--layers names no layer: leave it out for all")
     return [name for name in known if name in names]
-
-
-def announce(path: Path, lines: Sequence[str]) -> None:
-    """The result on the console: a few lines, and where the rest lies."""
-    for line in lines:
-        print(line)
-    print(f"{path} and {path.with_suffix('.svg').name}")
-    sys.stdout.flush()
-
-
-def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of text as aligned lines, the first column to the left."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
-        ).rstrip()
-        for row in rows
-    ]

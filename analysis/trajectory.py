@@ -13,9 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from analysis.charts import heat_map, number, standalone
+from analysis.chart_parts import number
+from analysis.chart_style import standalone
+from analysis.charts import heat_map
+from analysis.console import announce, table
+from analysis.flags import parser
 from analysis.results import write_result
-from analysis.session import Session, announce, launch, parser, table
+from analysis.session import Session, launch
 from analysis.similarity import cka_of_hsic, hsic_of_layers
 
 CAPTION = "linear CKA with the unbiased HSIC_1 of each layer at a checkpoint with itself at the start and at the end"

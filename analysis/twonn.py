@@ -25,6 +25,7 @@ class Dimension(NamedTuple):
     quarter: float  # mean over four disjoint quarters
     points: int
     repeated: int
+    reason: str  # why a number above is NaN; empty where none is
 
 
 def dimension(points: ArrayLike, *, seed: int = 0) -> Dimension:
@@ -40,7 +41,19 @@ def dimension(points: ArrayLike, *, seed: int = 0) -> Dimension:
     parts = {count: [two_nn(distinct[part]) for part in np.array_split(order, count)] for count in (2, 4)}
     error = float(np.std(parts[2], ddof=1) / 2**0.5)
     means = {count: float(np.mean(found)) for count, found in parts.items()}
-    return Dimension(two_nn(distinct), error, means[2], means[4], len(distinct), len(array) - len(distinct))
+    whole, reason = two_nn(distinct), ""
+    if np.isnan([whole, *means.values()]).any():
+        reason = _reason(len(distinct), whole)
+    return Dimension(whole, error, means[2], means[4], len(distinct), len(array) - len(distinct), reason)
+
+
+def _reason(points: int, whole: float) -> str:
+    if points < MIN_POINTS:
+        return f"{points} different points are too few, TwoNN wants {MIN_POINTS}"
+    if np.isnan(whole):
+        return "the two nearest of every point are equally far"
+    parts = [name for name, count in (("halves", 2), ("quarters", 4)) if points // count < MIN_POINTS]
+    return f"{' and '.join(parts or ['parts'])} of {points} different points are too small, TwoNN wants {MIN_POINTS}"
 
 
 def two_nn(points: NDArray[np.float64], discard: float = DISCARD) -> float:

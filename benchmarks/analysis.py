@@ -32,9 +32,10 @@ from torch import nn
 from analysis import reinit as reinit_script
 from analysis.banks import open_bank
 from analysis.cka import frame
+from analysis.flags import parser
 from analysis.grams import grams
 from analysis.replay import Replay, exchanged
-from analysis.session import Session, parser
+from analysis.session import Session
 from analysis.similarity import cka_of_hsic, hsic_of_grams, hsic_of_layers, linear_gram
 from shards.sets import write_set
 from shards.writer import Sample

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from analysis import probe
-from analysis.session import parser
+from analysis.flags import parser
 from shards.shardset import ShardSet
 from train.config import Config
 from train.models import create

@@ -12,8 +12,9 @@ import torch
 from test_analysis_knn import ALL, SMALL, make_run
 
 from analysis import attention, dimension, embeddings, fid, saliency, trajectory
+from analysis.flags import parser
 from analysis.frechet import frechet_distance
-from analysis.session import Session, parser
+from analysis.session import Session
 from analysis.twonn import two_nn
 from train.models import create
 from train.rundir import read_weights
@@ -81,6 +82,14 @@ def test_dimension_by_layer(run):
     assert found["states"]["end"]["blocks.1.0"]["value"] == pytest.approx(expected)
 
 
+def test_a_dimension_that_is_missing_is_missing_for_a_reason(run, capsys):
+    dimension.main(arguments(run, "dimension", "--limit", "12"))
+    told = capsys.readouterr().out
+    assert "–: 12 different points are too few, TwoNN wants 20 (all layers)" in told
+    values = {"states": {"end": {"a": {"reason": "r"}, "b": {"reason": ""}}, "start": {"a": {}, "b": {"reason": "r"}}}}
+    assert dimension.reasons(values) == ["r (end a, start b)"]
+
+
 def test_saliency_takes_the_surest_cases(run):
     saliency.main(arguments(run, "saliency", "--layers", "blocks.0.0,blocks.1.0"))
     path = run / "analysis" / "some-layers" / "saliency.json"
@@ -102,6 +111,8 @@ def test_fid_of_a_set_with_itself_and_another(run, tiny_set, tmp_path, make_set)
     own = session.bank("start", "train").layer("embedding")
     theirs = fid.embedding(session, "start", other.split("train"))
     assert (len(own), len(theirs)) == (60, 40)
+    assert found["remark"].startswith("40 of the source and 60 of the target are too few images for a covariance of")
+    assert fid.remark({"source": 5, "target": 9}, 4) == ""
     assert found["fid"] == pytest.approx(frechet_distance(own, theirs).fid, rel=1e-6)
     fid.main(arguments(run, "fid", "--split", "train", source=tiny_set))
     assert json.loads((run / "analysis" / "split-train" / "fid-tiny.json").read_text())["fid"] == pytest.approx(

@@ -151,6 +151,20 @@ def test_ill_posed_input_is_named_or_nan(layers):
     assert np.isnan(cca_r2(layers[0][:10], layers[1][:10]))
 
 
+def test_correlations_that_are_one_for_want_of_images_are_undefined(monkeypatch):
+    """Subspaces of d1 and d2 directions among n - 1 share d1 + d2 - (n - 1) at least."""
+    generator = np.random.default_rng(9)
+    first, second = generator.normal(size=(30, 12)), generator.normal(size=(30, 18))
+    forced = np.linalg.svd(
+        np.linalg.qr(first - first.mean(0))[0].T @ np.linalg.qr(second - second.mean(0))[0], compute_uv=False
+    )
+    assert forced[0] == pytest.approx(1)  # unrelated, and yet
+    for whole in (1000, 20):
+        monkeypatch.setattr("analysis.opinions.WHOLE_IMAGES", whole)
+        assert np.isnan(cca_mean(first, second)) and np.isfinite(cca_mean(first, second[:, :17]))
+        assert np.isfinite(cca_mean(first, second, centre=False))
+
+
 def test_procrustes_with_more_features_than_images():
     generator = np.random.default_rng(6)
     wide, narrow = generator.normal(size=(20, 50)), generator.normal(size=(20, 6))

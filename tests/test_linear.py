@@ -77,6 +77,17 @@ def test_absent_classes_and_constant_labels():
     assert probe(alone, None, bank.features[:1], num_classes=3, strengths=(1,)).probabilities.tolist() == [[0, 0, 1]]
 
 
+def test_a_label_that_is_ignored_throughout_the_bank_is_not_said():
+    bank, seen = clusters(60, 1, 2), clusters(40, 2, 2)
+    bits = np.stack([np.full(60, np.nan), bank.labels], 1)
+    validation = Samples(seen.features, np.stack([np.ones(40), seen.labels], 1))
+    found = probe(Samples(bank.features, bits), validation, seen.features, num_classes=2, multi_label=True)
+    assert np.isnan(found.probabilities[:, 0]).all() and np.isfinite(list(found.validation_loss.values())).all()
+    alone = probe(bank, seen, seen.features, num_classes=2)
+    assert found.strength == alone.strength
+    np.testing.assert_allclose(found.probabilities[:, 1], alone.probabilities[:, 1], atol=1e-6)
+
+
 def test_cross_entropy_ignores_blanks():
     labels = np.array([[1, np.nan], [0, 1]])
     scores = np.array([[0.8, 0.1], [0.25, 0.5]])

@@ -13,7 +13,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_run import FAST, quiet_machine, ranks, train  # noqa: F401 - the fixture is used by name
 
-from analysis.session import Session, parser
+from analysis.flags import parser
+from analysis.session import Session
 from shards.choosing import Choice, plan_of
 from shards.plan import PlanConfig
 from shards.shardset import ShardSet

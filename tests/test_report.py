@@ -11,8 +11,10 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from analysis import charts, report
-from analysis.charts import DARK, LIGHT, Dots, Panel, Series, heat_map, lines, number, scatter, standalone
+from analysis import report
+from analysis.chart_parts import number
+from analysis.chart_style import DARK, LIGHT, NUM_SHADES, standalone
+from analysis.charts import Dots, Panel, Series, heat_map, lines, scatter
 from analysis.report_data import Report, compare_all, gather_finished, load
 from shards.shardset import ShardSet
 from train.config import Config
@@ -141,7 +143,7 @@ def test_page_answers_its_questions(document):
 def test_page_is_for_light_and_dark(document):
     assert "prefers-color-scheme:dark" in document
     used = set(re.findall(r"var\(--([a-z0-9]+)\)", document))
-    assert used - {"tone"} <= {*LIGHT, "page", *(f"h{i}" for i in range(charts.NUM_SHADES))}
+    assert used - {"tone"} <= {*LIGHT, "page", *(f"h{i}" for i in range(NUM_SHADES))}
     assert LIGHT.keys() == DARK.keys()
 
 
@@ -190,6 +192,14 @@ def test_marks_stand_where_their_values_say():
     svg = ElementTree.fromstring(lines([Panel("p", [Series("s", [0, 1], [0.0, 10.0])], height=100)], width=274))
     marks = [(float(mark.get("cx")), float(mark.get("cy"))) for mark in svg.iter("{http://www.w3.org/2000/svg}circle")]
     assert marks == [(0.0, 100.0), (200.0, 0.0)]
+
+
+def test_a_value_alone_is_seen_also_in_a_series_without_marks():
+    def circles(*values: float) -> int:
+        return lines([Panel("p", [Series("s", range(len(values)), values, marks=False)])]).count("<circle")
+
+    assert circles(0.5) == 1  # the training loss of a run of one record
+    assert circles(0.5, float("nan"), 0.4, 0.3) == 1 and circles(0.5, 0.4) == 0
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,17 @@ def test_repeats_are_counted_and_scale_and_order_change_nothing():
     assert found.value == pytest.approx(two_nn(rng.permutation(points) * 1e6))
 
 
-def test_too_few_points_are_no_number():
-    assert np.isnan(dimension(np.random.default_rng(0).random((19, 3))).value)
+def test_too_few_points_are_no_number_and_the_reason_is_told():
+    points = np.random.default_rng(0).random((90, 3))
+    found = {n: dimension(points[:n]) for n in (19, 30, 50, 90)}
+    assert [np.isnan(each.value) for each in found.values()] == [True, False, False, False]
+    assert [each.reason for each in found.values()] == [
+        "19 different points are too few, TwoNN wants 20",
+        "halves and quarters of 30 different points are too small, TwoNN wants 20",
+        "quarters of 50 different points are too small, TwoNN wants 20",
+        "",
+    ]
+    steps = dimension(np.arange(100.0)[:, None] ** 0 * np.eye(100))
+    assert np.isnan(steps.value) and steps.reason == "the two nearest of every point are equally far"
     with pytest.raises(ValueError, match="wants finite points"):
         dimension(np.full((30, 2), np.nan))
