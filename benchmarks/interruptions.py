@@ -1,11 +1,13 @@
 """Does a conversion end with the same bytes, however often and whenever it is killed?
 
     python benchmarks/interruptions.py --kills 200 --seed 0      about ten minutes; several conversions at a time
+    python benchmarks/interruptions.py --kills 40 --dataset Camelyon --images 300      HDF5 through buckets
 
 Conversions of phantoms, each killed (SIGKILL to the run or to one of its workers, SIGINT or SIGTERM to the run, a full
 disk) at random moments and started again until it is through, then compared with an undisturbed one, byte by byte: the
 set and sources.csv. Moments are drawn over the time that a whole run takes, its start included. Every fourth
-conversion is packed (--compress zstd). Prints what happened how often; exit code 1 with any difference.
+conversion is packed (--compress zstd). Of Camelyon, buckets are made small enough that there are some ten. Prints what
+happened how often; exit code 1 with any difference.
 """
 
 import argparse
@@ -27,6 +29,13 @@ from prep.phantoms import SALT_NAME, draw_phantoms
 ROOT = Path(__file__).parents[1]
 KINDS = ("kill the run", "kill a worker", "Ctrl-C", "SIGTERM", "no room on the disk")
 KILLS_A_RUN = 10
+SMALL_BUCKETS = """
+import prep.gathering, prep.make_shards as script
+from shards.errors import run_cli
+prep.gathering.BUCKET_BYTES = 300_000
+arguments = script.parse_args()
+run_cli(lambda: script.main(arguments))
+"""
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -34,12 +43,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--images", type=int, default=400)
+    parser.add_argument("--dataset", choices=("DDSM", "Camelyon"), default="DDSM", help="files, or HDF5")
     parser.add_argument("--at-once", type=int, default=2, help="conversions at a time")
     return parser.parse_args(argv)
 
 
 def command(raw: Path, out: Path, packed: bool) -> list[str]:
-    words = [sys.executable, "prep/make_shards.py", "--dataset", "DDSM", "--raw", str(raw), "--out", str(out)]
+    script = ["-c", SMALL_BUCKETS] if list(raw.glob("*.h5")) else ["prep/make_shards.py"]
+    dataset = "Camelyon" if list(raw.glob("*.h5")) else "DDSM"
+    words = [sys.executable, *script, "--dataset", dataset, "--raw", str(raw), "--out", str(out)]
     words += ["--short-side", "64", "--shard-samples", "8", "--workers", "2", "--salt", str(raw / SALT_NAME)]
     return [*words, "--compress", "zstd"] if packed else words
 
@@ -105,7 +117,7 @@ def main(args: argparse.Namespace) -> int:
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="medshard-interruptions-") as name:
         folder = Path(name)
-        draw_phantoms("DDSM", folder / "raw", args.images, size=96, quiet=True)
+        draw_phantoms(args.dataset, folder / "raw", args.images, size=96, quiet=True)
         wanted = {}
         for packed in (False, True):
             started = time.monotonic()

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from prep.images import UndecodableImage
+from prep.images import STRIP, UndecodableImage
 from prep.places import StoreFailed, opened
 from shards.index import MAX_PIXELS
 
@@ -95,18 +95,26 @@ def _render(header, bits: int) -> np.ndarray:  # type: ignore[no-untyped-def]  #
         return (values >> max(int(header.BitsStored) - 8, 0)).astype(np.uint8)
     stored = int(header.BitsStored)
     low = -(1 << (stored - 1)) if header.PixelRepresentation else 0
+    result = np.empty(values.shape, np.uint16 if bits == 16 else np.uint8)
+    for top in range(0, len(values), STRIP):  # so that float64 is never there of a whole image
+        result[top : top + STRIP] = _shown(header, values[top : top + STRIP], low, stored, bits)
+    return result
+
+
+def _shown(header, values: np.ndarray, low: int, stored: int, bits: int) -> np.ndarray:  # type: ignore[no-untyped-def]
+    """Lines of stored grey values, `stored` bits from `low` on, as uint8 or uint16."""
+    top = (1 << stored) - 1
     if not header.PixelRepresentation:
-        values = values & ((1 << stored) - 1)  # old files keep overlays in the unused high bits
-    padding = values == header.PixelPaddingValue if "PixelPaddingValue" in header else None
+        values = values & top  # old files keep overlays in the unused high bits
     inverted = header.PhotometricInterpretation == "MONOCHROME1"
     if bits == 16:
-        result = (values.astype(np.int64) - low).astype(np.uint16)
-        result = ((1 << stored) - 1 - result) if inverted else result
+        moved = (values.astype(np.int64) - low).astype(np.uint16)
+        result = top - moved if inverted else moved
     else:
-        shown = _window(header, values, low, low + (1 << stored) - 1)
+        shown = _window(header, values, low, low + top)
         result = np.rint(255 * (1 - shown if inverted else shown)).astype(np.uint8)
-    if padding is not None:
-        result[padding] = 0
+    if "PixelPaddingValue" in header:
+        result[values == header.PixelPaddingValue] = 0
     return result
 
 

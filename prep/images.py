@@ -40,6 +40,8 @@ Format = Literal["jpeg", "png", "htj2k", "raw"]
 FORMATS: tuple[Format, ...] = ("jpeg", "png", "htj2k", "raw")
 SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 DCT_SCALES = (8, 4, 2)
+STRIP = 256  # lines that are converted at once
+MAX_FILE_BYTES = 1 << 31  # a file is read whole
 FINER = 4  # a JPEG decoded at a part of its size keeps at least so many times the wanted short side
 ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # of EXIF; these change the places of width and height
 DICOM_PREFIX = 128  # a DICOM file has a preamble of 128 bytes, then DICM
@@ -196,12 +198,20 @@ def _decode_pillow(
             raise UndecodableImage("floating-point pixels have no defined range")
         if image.mode in SIXTEEN_BIT_MODES:
             return _as_channels(_sixteen(np.asarray(image), bits), channels), size
-        grey = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
-        if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
-        pixels = np.asarray(image.convert(grey).convert("L" if channels == 1 else "RGB"))
+        pixels = np.empty((image.height, image.width, 3)[: 3 if channels == 3 else 2], np.uint8)
+        for top in range(0, image.height, STRIP):  # so that no second whole image is in memory
+            strip = image.crop((0, top, image.width, min(top + STRIP, image.height)))
+            pixels[top : top + STRIP] = _plain(strip, channels)
     return pixels if bits == 8 else pixels.astype(np.uint16) * 257, size
+
+
+def _plain(image: Image.Image, channels: Literal[1, 3]) -> np.ndarray:
+    """Palette, alpha, CMYK and bits as grey or RGB."""
+    grey = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
+    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+    return np.asarray(image.convert(grey).convert("L" if channels == 1 else "RGB"))
 
 
 def _decode_at_a_part(image: Image.Image, short_side: int | None) -> tuple[int, int] | None:
@@ -226,8 +236,11 @@ def _sixteen(values: np.ndarray, bits: int) -> np.ndarray:
     if values.min() < 0 or values.max() > 65535:
         raise UndecodableImage("integer pixels outside 0..65535")
     if bits == 16:
-        return values.astype(np.uint16)
-    return ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+        return values.astype(np.uint16, copy=False)
+    result = np.empty(values.shape, np.uint8)
+    for top in range(0, len(values), STRIP):
+        result[top : top + STRIP] = (values[top : top + STRIP].astype(np.uint32) * 255 + 32767) // 65535
+    return result
 
 
 def _as_channels(pixels: np.ndarray, channels: Literal[1, 3]) -> np.ndarray:
@@ -283,8 +296,12 @@ def read_file(path: Path) -> bytes:
         StoreFailed: a store does not give it, which says nothing of the image.
     """
     try:
-        return patiently("a raw file", path.read_bytes, private=True) if is_far(path) else path.read_bytes()
-    except StoreFailed:
+        if is_far(path):
+            return patiently("a raw file", path.read_bytes, private=True)
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise UndecodableImage(f"the file has more than {MAX_FILE_BYTES} bytes")
+        return path.read_bytes()
+    except (StoreFailed, UndecodableImage):
         raise
     except FileNotFoundError:
         raise UndecodableImage("the file is missing") from None

@@ -1,7 +1,7 @@
 """The unit of work of a conversion: one shard, from raw files to a finished tar and a small record of what it holds.
 
 A task depends on nothing but its own fields, so any number of workers, in any order, after any interruption, writes
-the same bytes. A worker holds one raw image and its decoded pixels at a time, of a store's files READ_AHEAD more.
+the same bytes. A worker holds one file and its pixels at a time (8 bytes a pixel), of a store's files READ_AHEAD more.
 Images of HDF5 files and of slides come out of buckets, where they lie encoded (prep/gathering.py).
 """
 
