@@ -11,7 +11,9 @@ import torch
 from test_run import FAST, losses, quiet_machine, ranks  # noqa: F401 - the fixture is used by name
 
 from train.config import Config, Finder, Training
-from train.lr_finder import Ramp, best_of, rates_of, suggestions
+from train.lr_finder import Search, best_of, rates_of, suggestions
+from train.lr_trial import Ramp
+from train.reporting import read_metrics
 from train.run import main
 
 
@@ -39,6 +41,35 @@ def test_each_try_is_the_training_it_stands_for(tiny_set: Path, capsys: pytest.C
     assert not list(folder.rglob("*.safetensors"))
     with pytest.raises(ValueError, match="g-lr-grid exists: remove it"):
         find(tiny_set, "g", *grid)
+
+
+def test_an_interrupted_search_goes_on_and_tries_nothing_twice(
+    tiny_set: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = ["--lr-finder", "--finder-min-pow", "-4", "--finder-max-pow", "30", "--finder-resolution", "3"]
+    grid += ["--optimizer", "sgd", "--gradient-clipping", "0", "--finder-epochs", "2"]
+    whole, tried = find(tiny_set, "whole", *grid), list[float]()
+    original = Search.try_rate
+
+    def failing(self: Search, lr: float) -> dict[str, Any]:
+        tried.append(lr)
+        if len(tried) == 3:
+            raise KeyboardInterrupt
+        return original(self, lr)
+
+    monkeypatch.setattr(Search, "try_rate", failing)
+    with pytest.raises(KeyboardInterrupt):
+        find(tiny_set, "cut", *grid)
+    with pytest.raises(ValueError, match="cut-lr-grid was begun with another seed: remove it, or give another --name"):
+        find(tiny_set, "cut", *grid, "--seed", "1")
+    capsys.readouterr()
+    found = find(tiny_set, "cut", *grid, "--threads", "2")
+    assert len(tried) == 4 and found["tries"] == whole["tries"] and found["tries"][1]["diverged"]
+    assert (found["best_by_loss"], found["best_by_metric"]) == (whole["best_by_loss"], whole["best_by_metric"])
+    assert capsys.readouterr().out.count("1/3") == 1
+    both = [read_metrics(Path(f"runs/{name}-lr-grid/metrics.jsonl")) for name in ("cut", "whole")]
+    kept = [[(each["step"], each.get("train_loss")) for each in records if each["kind"] == "try"] for records in both]
+    assert kept[0] == kept[1] and len(kept[0]) == 3
 
 
 @pytest.mark.slow

@@ -9,119 +9,44 @@ the loss is watched (Smith 2017, "Cyclical Learning Rates for Training Neural Ne
 of `--lr`: they move all parameter groups, each by its own scale.
 
 Each try has a model, an optimizer, an engine and random numbers of its own, so nothing of one is left in the next.
-Writes NAME-lr-grid/ (or -range): lr_finder.json, .png, .svg, log.txt, metrics.jsonl.
+Writes NAME-lr-grid/ (or -range): lr_finder.json, .png, .svg, log.txt, metrics.jsonl. What was interrupted goes on under
+the same command: tries that have ended are not made again.
 """
 
 import gc
+import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from shards.manifest import write_aside
 from shards.shardset import ShardSet
 from train.assembly import check, equip, freeze_backbone, settled, start_of, versions, weights_info
-from train.config import Config, Schedule
+from train.config import RESUMABLE, Config, Schedule, changed
 from train.ds_settings import DeepSpeedSettings
 from train.engine import Ranks, agree, join, plain_copy
 from train.job import Job
 from train.layers import layer_groups
-from train.loop import Diverged, Progress, Trainer
+from train.loop import Diverged, Progress
 from train.lr_figure import grid_figure, range_figure, save_figure
+from train.lr_trial import Notebook, Ramp, RangeNotebook, Trial
 from train.models import create
 from train.optimisation import Rates, make_optimizer
 from train.pulse import Pulse
 from train.reporting import Reporter, dumps
+from train.rundir import read_json, with_nan
 from train.stopping import Wish
 
+RECORD = "lr_finder.json"
 Kind = Literal["grid", "range"]
 KINDS = ("grid", "range")
-SMOOTHING = 0.9  # of the loss in a range test
-BLOWN_UP = 4.0  # times its lowest value, where a range test ends
-
-
-class Trial(Trainer):
-    """A training that writes neither checkpoints nor weights."""
-
-    validates = True
-
-    def save(self, *, must: bool = False) -> None:
-        """Keep nothing."""
-
-    def _save_weights(self, name: str, state: dict[str, Tensor]) -> None:
-        del name, state
-
-    def _validate_if_due(self) -> None:
-        if self.validates:
-            super()._validate_if_due()
-
-
-@dataclass
-class Notebook:
-    """Takes a reporter's place in a try: keeps the records, and passes steps on to the bar of the whole search."""
-
-    bar: Reporter
-    writer: None = None  # no pictures of a try
-    records: list[dict[str, Any]] = field(default_factory=list)
-
-    def say(self, line: str) -> None:
-        """Warnings alone: of each try the search tells itself."""
-        if line.startswith("warning"):
-            self.bar.say(line)
-
-    def step(self, wait_seconds: float) -> None:
-        """Count a step."""
-        self.bar.step(wait_seconds)
-
-    def train(self, step: int, record: Mapping[str, Any], *, last_step: int) -> None:
-        """Keep the record of a step."""
-        del last_step
-        self.record("train", step, record)
-
-    def record(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """Keep a record."""
-        self.records.append({"kind": kind, "step": step, **values})
-
-    def of(self, kind: str) -> list[dict[str, Any]]:
-        """The records of a kind."""
-        return [each for each in self.records if each["kind"] == kind]
-
-
-class RangeNotebook(Notebook):
-    """Ends the try where the smoothed loss has blown up."""
-
-    smooth, lowest = 0.0, math.inf
-
-    def record(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """Keep a record with the smoothed loss, free of the bias of its first steps. Raises Diverged."""
-        self.smooth = SMOOTHING * self.smooth + (1 - SMOOTHING) * values["loss"]
-        smooth = self.smooth / (1 - SMOOTHING**step)
-        super().record(kind, step, {**values, "smooth_loss": smooth})
-        self.lowest = min(self.lowest, smooth)
-        if step > 10 and smooth > BLOWN_UP * self.lowest:
-            raise Diverged(f"the loss has blown up at step {step}")
-
-
-@dataclass(frozen=True)
-class Ramp:
-    """Rates of a range test: from `low` to `high` by a constant factor a step."""
-
-    low: float
-    high: float
-    total_steps: int
-    epoch_steps: float
-
-    def at(self, step: int, history: Sequence[float] = ()) -> float:
-        """Rate of a step."""
-        del history
-        return float(self.low * (self.high / self.low) ** (step / max(self.total_steps - 1, 1)))
 
 
 def rates_of(config: Config) -> list[float]:
@@ -145,7 +70,7 @@ class Search:
         self.start = {name: plain_copy(tensor) for name, tensor in model.state_dict().items()}
         self._optimizer(self._model(), 1.0)  # refuses what does not fit before anything is written
         join(job.ranks, job.device)
-        agree(lambda: _make(folder))
+        self.tries: list[dict[str, Any]] = agree(lambda: _open(self))
         finder = job.config.finder
         plan = job.plan
         self.epoch_steps = plan.samples_per_epoch / job.batch
@@ -156,7 +81,7 @@ class Search:
         self.reporter = Reporter(
             folder if job.ranks.first else None,
             tensorboard=job.config.training.tensorboard,
-            total_steps=tries * self.steps,
+            total_steps=(tries - len(self.tries)) * self.steps,
             per_step=job.batch,
         )
         ends.callback(self.reporter.close)
@@ -247,13 +172,16 @@ def find_rate(
 
 
 def _grid(search: Search) -> dict[str, Any]:
-    target, tries = search.job.shards.manifest.target_metric, []
+    target, tries = search.job.shards.manifest.target_metric, search.tries
     values = rates_of(search.job.config)
+    content: dict[str, Any] = {}
     for number, lr in enumerate(values, 1):
-        tries.append(search.try_rate(lr))
-        told = {name: value for name, value in tries[-1].items() if not isinstance(value, list | dict)}
-        search.reporter.record("try", number, {**told, **tries[-1]["metrics"]})
-        search.reporter.say(f"{number}/{len(values)} {_row(tries[-1], target)}")
+        if number > len(tries):
+            tries.append(search.try_rate(lr))
+        one = tries[number - 1]
+        told = {name: value for name, value in one.items() if not isinstance(value, list | dict)}
+        search.reporter.record("try", number, {**told, **one["metrics"]})
+        search.reporter.say(f"{number}/{len(values)} {_row(one, target)}")
         content = {"kind": "grid", "target_metric": target, "tries": tries, **best_of(tries, target)}
         agree(partial(_write, search, content))
     table = ["learning rate  train loss  validation loss  " + target, *(_row(each, target) for each in tries)]
@@ -324,11 +252,32 @@ def suggestions(steps: Sequence[Mapping[str, float]]) -> dict[str, float | None]
     }
 
 
-def _make(folder: Path) -> None:
-    try:
+def _open(search: Search) -> list[dict[str, Any]]:
+    """Make the folder, or take up what an interrupted search of the same choices has left there: its tries."""
+    folder, path = search.folder, search.folder / RECORD
+    if not folder.exists():
         folder.mkdir(parents=True)
-    except FileExistsError:
-        raise ValueError(f"{folder} exists: remove it, or give another --name") from None
+        _write(search, {"kind": search.kind, "tries": []})
+        return []
+    if (folder / "lr_finder.svg").is_file() or not path.is_file():  # the figure comes last
+        raise ValueError(f"{folder} exists: remove it, or give another --name")
+    before = read_json(path)
+    if (other := _differs(search, before)) is not None:
+        raise ValueError(f"{folder} was begun with another {other}: remove it, or give another --name")
+    return [with_nan(each) for each in before["tries"]] if search.kind == "grid" else []
+
+
+def _differs(search: Search, before: Mapping[str, Any]) -> str | None:
+    """The first choice that reaches a weight and is not the one of a search that was begun; None: they agree."""
+    job = search.job
+    fields = changed(Config.model_validate(before["config"]), job.config)
+    own = {
+        "deepspeed": job.settings.portable(),
+        "manifest_digest": job.shards.manifest.digest,
+        "world": job.ranks.world,
+    }
+    others = [name for name, value in json.loads(dumps(own)).items() if before[name] != value]
+    return next(iter([*(name for name in fields if name not in RESUMABLE), *others]), None)
 
 
 def _write(search: Search, content: Mapping[str, Any]) -> None:
@@ -338,4 +287,4 @@ def _write(search: Search, content: Mapping[str, Any]) -> None:
         "set": job.shards.manifest.name, "manifest_digest": job.shards.manifest.digest, "world": job.ranks.world,
         "start": search.story, "versions": versions(),
     }  # fmt: skip
-    write_aside(search.folder / "lr_finder.json", dumps(record, indent=1).encode())
+    write_aside(search.folder / RECORD, dumps(record, indent=1).encode())

@@ -219,15 +219,13 @@ def _find_rate(kind: str, config: Config, settings: DeepSpeedSettings, shards: S
     ranks = engines.ranks_from_environment()
     device = engines.device_of(ranks)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-    if ranks.first and folder.exists():
-        raise ValueError(f"{folder} exists: remove it, or give another --name")
     with ExitStack() as ends:
         ends.callback(engines.leave)
         with explained(folder):
             try:
                 find_rate(config, settings, shards, folder, ranks, device, kind, ends)  # type: ignore[arg-type]
             except Preempted:
-                print(f"stopped by a signal; {folder}/lr_finder.json holds the tries that had ended", file=sys.stderr)
+                print(f"stopped by a signal; the same command goes on after the tries in {folder}", file=sys.stderr)
                 return EXIT_PREEMPTED
     return 0
 

@@ -189,11 +189,11 @@ class Run:
         if not path.is_file():
             raise ValueError(f"{self.path} has no {RESULTS_FILE}: the run has not ended (--resume goes on)")
         content = read_json(path)
-        return content | {name: _with_nan(content[name]) for name in ("val", "test") if content.get(name) is not None}
+        return content | {name: with_nan(content[name]) for name in ("val", "test") if content.get(name) is not None}
 
     def metrics(self) -> list[dict[str, Any]]:
         """The records of metrics.jsonl with what is undefined as NaN; none for a file alone."""
-        return _with_nan(read_metrics(self.folder / METRICS_FILE)) if self.folder is not None else []
+        return with_nan(read_metrics(self.folder / METRICS_FILE)) if self.folder is not None else []
 
 
 def open_run(path: str | Path, shards: str | Path | None = None, model: str | None = None) -> Run:
@@ -319,9 +319,10 @@ def _names(model: nn.Module, key: str) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value or ())
 
 
-def _with_nan(value: Any) -> Any:
+def with_nan(value: Any) -> Any:
+    """JSON's content with every null as NaN."""
     if value is None:
         return math.nan
     if isinstance(value, dict):
-        return {key: _with_nan(each) for key, each in value.items()}
-    return [_with_nan(each) for each in value] if isinstance(value, list) else value
+        return {key: with_nan(each) for key, each in value.items()}
+    return [with_nan(each) for each in value] if isinstance(value, list) else value
