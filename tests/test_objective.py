@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from train.config import Training
 from train.mixing import Mix, draw_boxes, draw_mix, mix_images
-from train.objective import balanced_weights, counted, loss_sum, total_weight, views_loss
+from train.objective import balanced_weights, counted, divisor, loss_sum, stand_ins, total_weight, views_loss
 
 
 def problem(task: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -84,6 +84,26 @@ def test_class_weights_are_torchs_and_scikit_learns() -> None:
     expected = compute_class_weight("balanced", classes=np.arange(3), y=[0] * 5 + [1] * 2 + [2] * 3)
     assert balanced_weights([5, 2, 3]) == pytest.approx(expected)
     assert balanced_weights([4, 0]) == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_a_light_batch_is_divided_by_what_it_weighs(rows: int) -> None:
+    logits, labels, weights = torch.randn(rows, 3), torch.zeros(rows, dtype=torch.int64), torch.tensor([0.15, 2.0, 1.5])
+    valid = torch.ones(rows, dtype=torch.bool)
+    weight = divisor(total_weight(labels, valid, weights).item())
+    ours = loss_sum(logits, labels, valid, class_weights=weights) / weight
+    torch.testing.assert_close(ours, F.cross_entropy(logits, labels, weight=weights))
+    assert divisor(total_weight(labels, ~valid, weights).item()) == 1.0
+
+
+def test_what_does_not_count_is_stood_in_for_and_batchnorm_sees_no_empty_image() -> None:
+    images, valid = torch.randn(6, 3, 4, 4), torch.tensor([True, False, True, True, False, True])
+    images[~valid] = 0
+    filled = stand_ins(images, valid)
+    assert torch.equal(filled[valid], images[valid])
+    assert torch.equal(filled[~valid], images[[0, 2]])
+    assert stand_ins(images, torch.ones(6, dtype=torch.bool)) is images
+    assert stand_ins(images, torch.zeros(6, dtype=torch.bool)) is images
 
 
 def test_cutmix_exchanges_boxes_of_the_drawn_share() -> None:

@@ -70,6 +70,13 @@ def test_plateau_is_torchs(patience: int) -> None:
         assert plateau(history[:length], 0.1, schedule) == pytest.approx(optimizer.param_groups[0]["lr"])
 
 
+def test_plateau_takes_a_fall_below_zero_for_no_gain() -> None:
+    """Torch multiplies a negative best by 1 + 1e-4, and so takes an equal kappa for a gain for ever."""
+    schedule = Schedule(schedule="plateau", plateau_patience=1)
+    assert plateau([-0.1, -0.1, -0.1, -0.2, -0.2], 0.1, schedule) == pytest.approx(1e-3)
+    assert plateau([-0.1, -0.05, -0.01, 0.2], 0.1, schedule) == 0.1
+
+
 def test_warm_up_is_linear_and_epochs_win() -> None:
     rates = Rates(Schedule(warmup_steps=7, warmup_epochs=0.4), 1.0, 100, 10.0)
     assert [rates.at(step) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]

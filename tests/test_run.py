@@ -331,6 +331,8 @@ def test_test_scores_any_run(tiny_set: Path, capsys: pytest.CaptureFixture[str])
         (["--model", "test_vit", "--global-batch", "7", "--mixup", "0.1"], ["--mixup"]),
         (["--model", "test_vit", "--optimizer", "lamb", "--zero-stage", "1"], ["lamb", "--zero-stage 0"]),
         (["--model", "test_vit", "--optimizer", "adaam"], ["adaam", "nearest"]),
+        (["--model", "test_vit", "--balance", "classes", "--class-weights", "balanced"], ["--balance", "twice"]),
+        (["--model", "test_vit", "--min-lr", "0.1"], ["--min-lr 0.1", "above the rate 0.0001"]),
         (["--model", "test_vit", "--view", "coarse"], ["coarse", "default"]),
         (["--model", "test_vit", "--image-size", "40"], ["40 pixels", "--image-size"]),
     ],

@@ -31,7 +31,7 @@ from train.lock import take
 from train.loop import Progress, Trainer
 from train.metrics import check_metric
 from train.models import create, report_of, take_any_size
-from train.optimisation import Rates, make_optimizer
+from train.optimisation import Rates, make_optimizer, scaled
 from train.pulse import Pulse
 from train.reporting import Reporter, dumps
 from train.resharding import load_weights, read_whole
@@ -66,7 +66,7 @@ def build(
     layers = layer_groups(model)
     if config.model.freeze_backbone:
         freeze_backbone(model)
-    lr = config.optimizer.lr * (job.batch / 256 if config.optimizer.autoscale_lr else 1)
+    lr = scaled(config.optimizer, config.optimizer.lr, job.batch)
     optimizer = make_optimizer(config.optimizer, model, lr=lr, stage=settings.stage, layers=layers, batch=job.batch)
     plan = job.plan
     rates = Rates(config.schedule, lr, plan.steps(config.training.epochs), plan.samples_per_epoch / job.batch)
@@ -179,6 +179,11 @@ def check(job: Job) -> None:
         raise ValueError(f"{name} mixes pairs: a micro-batch of {micro} on {world} ranks cuts them; take an even one")
     if training.class_weights != "none" and shards.task == "multi-label":
         raise ValueError(f"--class-weights is for single-label sets, {shards.manifest.name} is multi-label: drop it")
+    if training.class_weights != "none" and job.config.data.balance != "none":
+        raise ValueError("--class-weights balanced and --balance classes correct for the same thing twice: take one")
+    lr, least = scaled(job.config.optimizer, job.config.optimizer.lr, job.batch), job.config.schedule.min_lr
+    if least > lr:
+        raise ValueError(f"--min-lr {least:g} is above the rate {lr:g} that the schedule lowers: take a smaller one")
     if training.label_smoothing and shards.task == "multi-label":
         raise ValueError(f"--label-smoothing is for single-label sets, {shards.manifest.name} is multi-label: drop it")
     if job.settings.stage == 3 and (training.ema or training.on_nan == "skip"):

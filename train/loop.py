@@ -25,7 +25,7 @@ from train.evaluation import Scores, evaluate_split
 from train.job import Job
 from train.mixing import draw_mix, mix_images
 from train.monitoring import knn_metrics, show, wants_features
-from train.objective import total_weight, views_loss
+from train.objective import divisor, stand_ins, total_weight, views_loss
 from train.optimisation import Rates
 from train.pictures import batch_grid
 from train.pulse import Pulse
@@ -100,7 +100,7 @@ class Trainer:
     def _step(self, batch: Batch) -> None:
         config, progress, world = self.job.config, self.progress, self.job.ranks.world
         labels, valid = batch.labels.to(self.job.device), batch.valid.to(self.job.device)
-        views = [view.to(self.job.device) for view in batch.views]
+        views = [stand_ins(view, batch.valid).to(self.job.device) for view in batch.views]
         self.pulse.beat(f"step {progress.step + 1}, meeting the other ranks")
         weight, stop, save = self._agree_on(total_weight(labels, valid, self.class_weights).item())
         if stop:
@@ -116,7 +116,8 @@ class Trainer:
         rate = self._set_rate()
         micro = self.job.settings.micro_batch(world)
         starts = range(0, len(valid), micro)
-        scale = world * len(starts) / max(weight, 1.0)
+        weight = divisor(weight)
+        scale = world * len(starts) / weight
         losses, failed = 0.0, torch.zeros(len(valid), dtype=torch.bool)
         train_mode(self.engine)
         for start in starts:
@@ -139,7 +140,7 @@ class Trainer:
             self.pulse.beat(f"step {progress.step + 1}, backward")
             self.engine.backward(loss * scale)
             if start == starts[-1]:
-                mean = self._check_loss(losses, failed, batch.sample_ids) / max(weight, 1.0)
+                mean = self._check_loss(losses, failed, batch.sample_ids) / weight
             self.engine.step()
         progress.step += 1
         progress.consumed += self.job.batch

@@ -38,7 +38,7 @@ from train.loop import Diverged, Progress
 from train.lr_figure import grid_figure, range_figure, save_figure
 from train.lr_trial import Notebook, Ramp, RangeNotebook, Trial
 from train.models import create
-from train.optimisation import Rates, make_optimizer
+from train.optimisation import Rates, make_optimizer, scaled
 from train.pulse import Pulse
 from train.reporting import Reporter, dumps
 from train.rundir import read_json, with_nan
@@ -101,7 +101,7 @@ class Search:
         )
 
     def _scaled(self, lr: float) -> float:
-        return lr * (self.job.batch / 256 if self.job.config.optimizer.autoscale_lr else 1)
+        return scaled(self.job.config.optimizer, lr, self.job.batch)
 
     def run(self, rates: Rates | Ramp, lr: float, notebook: Notebook, *, validates: bool) -> bool:
         """Train from the start along `rates`; the records are in the notebook. Whether it ended in finite losses."""

@@ -27,6 +27,24 @@ def total_weight(labels: Tensor, valid: Tensor, class_weights: Tensor | None = N
     return (class_weights[labels] * valid).sum()
 
 
+def divisor(weight: float) -> float:
+    """What a sum is divided by for its mean: the weight of a global batch; 1 where nothing counts."""
+    return weight if weight > 0 else 1.0
+
+
+def stand_ins(images: Tensor, valid: Tensor) -> Tensor:
+    """Images [b, c, h, w] with rows that count in the place of those that do not, in turn; as they are where none does.
+
+    The loss leaves them out in any case; BatchNorm's statistics would take an unreadable image, all zeros, for one.
+    """
+    good, bad = valid.nonzero().flatten(), (~valid).nonzero().flatten()
+    if not len(good) or not len(bad):
+        return images
+    rows = torch.arange(len(valid), device=valid.device)
+    rows[bad] = good[torch.arange(len(bad), device=valid.device) % len(good)]
+    return images[rows.to(images.device)]
+
+
 def balanced_weights(counts: Sequence[int]) -> list[float]:
     """Class weights n / (classes that occur * n_c), mean 1 over samples, 0 for a class without one: scikit-learn's."""
     present = sum(count > 0 for count in counts)

@@ -102,6 +102,11 @@ def make_optimizer(
     return optimizer
 
 
+def scaled(config: Optimizer, lr: float, batch: int) -> float:
+    """A rate as it holds at a global batch: times batch / 256 where that was asked for (Goyal et al. 2017)."""
+    return lr * (batch / 256 if config.autoscale_lr else 1)
+
+
 def add_lars(optimizer: torch.optim.Optimizer, trust: float, eps: float) -> None:
     """Layer-wise adaptive rate scaling around any optimizer: before each step, of every tensor,
 
@@ -204,7 +209,8 @@ def _half_cosine(share: float) -> float:
 def plateau(history: Sequence[float], base: float, schedule: Schedule) -> float:
     """The rate after these validations (higher is better): times factor after each run of patience + 1 without gain.
 
-    A gain is a relative one of 1e-4, as in torch's ReduceLROnPlateau(mode="max"); NaN is none.
+    A gain is a relative one of 1e-4, as in torch's ReduceLROnPlateau(mode="max"), but for negative values (kappa), of
+    which torch takes an equal one for a gain; NaN is none.
     """
     rate, best, bad = base, -math.inf, 0
     for value in history:
