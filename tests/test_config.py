@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from train import ds_settings
-from train.config import Config, changed, fields, load, read_file
+from train.config import Config, changed, fields
+from train.config_file import load, read_file
 from train.flags import ELSEWHERE, parse_args, parser
 from train.run import resolve
 

@@ -9,7 +9,8 @@ from shards.dali_executor import graph
 from shards.operators import HorizontalFlip, Normalize, RandomResizedCrop, Resize, VerticalFlip
 from shards.presets import PRESETS, preset_of
 from shards.transforms import train_transform
-from train.config import Data, load
+from train.config_file import load
+from train.data_config import Data
 
 MEAN, STD = (0.4, 0.5, 0.3), (0.2, 0.3, 0.25)
 

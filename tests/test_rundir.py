@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from shards.shardset import ShardSet
-from train.config import load
+from train.config_file import load
 from train.models import create
 from train.rundir import WeightsInfo, open_run, read_weights, save_weights
 

@@ -14,8 +14,8 @@ from shards.draws import DrawKeys
 from shards.host_executor import HostExecutor
 from shards.host_views import HostViews
 from shards.transforms import Views, transform_of
-from train import config as configs
 from train.config import Finder, Schedule
+from train.config_file import load
 from train.ds_settings import read
 from train.optimisation import Rates, add_lars
 from train.run import main
@@ -87,7 +87,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 
 def test_a_whole_file_becomes_a_config() -> None:
     told = translate(PARAMS, world=2)
-    config, settings = configs.load({}, told.fields), read(**told.deepspeed)
+    config, settings = load({}, told.fields), read(**told.deepspeed)
     assert (settings.train_batch_size, settings.gradient_clipping, settings.precision) == (128, 1.0, "fp16")
     data, model, optimizer, schedule = config.data, config.model, config.optimizer, config.schedule
     kinds = [step["op"] for step in data.train_operators or []]
@@ -140,7 +140,7 @@ def test_what_cannot_be_honoured_is_one_line(path: str, value: Any, message: str
 def test_schedules_of_the_study() -> None:
     def schedule(kinds: list[str]) -> Schedule:
         told = translate(changed("optimization_params.default.scheduler.type", kinds))
-        return configs.load({}, told.fields).schedule
+        return load({}, told.fields).schedule
 
     assert schedule(["LinearWarmup", "CosineAnnealingLR"]).min_lr == 1e-6
     assert (schedule(["MultiStepLR"]).milestones, schedule(["MultiStepLR"]).warmup_steps) == ((7.0,), 0)

@@ -27,7 +27,7 @@ from shards.view import main as view
 from shards.views import MultiCrop, Views
 from shards.windows import Window, window_of
 from shards.writer import Sample
-from train.config import load
+from train.config_file import load
 from train.flags import parse_args
 from train.run import main as run
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from train.config import nearest
+from train.config_file import nearest
 
 DEFAULT_FILE = Path(__file__).with_name("ds_config.json")  # a link to the root's, so that a wheel carries it
 DTYPES = {"bf16": "bfloat16", "fp16": "float16"}

@@ -15,7 +15,8 @@ from shards.loader import Loader
 from shards.plan import Plan, PlanConfig
 from shards.shardset import ShardSet, Split
 from shards.transforms import AnyTransform, Transform
-from train.config import Config, shares
+from train.config import Config
+from train.data_config import shares
 from train.ds_settings import DeepSpeedSettings
 from train.engine import Ranks
 from train.objective import balanced_weights

@@ -28,6 +28,8 @@ from shards.storage import is_url
 from train import config as configs
 from train import ds_settings
 from train.config import Config
+from train.config_file import load, read_file
+from train.data_config import shares
 from train.ds_settings import DeepSpeedSettings
 from train.flags import DEEPSPEED_FLAGS, parse_args
 
@@ -52,11 +54,11 @@ def resolve(args: argparse.Namespace, flags: dict[str, Any]) -> tuple[Config, De
         return _of_study(args, flags, overrides)
     if args.study_exact:
         raise ValueError("--study-exact says how --params FILE is read: give that, too")
-    content = configs.read_file(args.config) if args.config else {}
+    content = read_file(args.config) if args.config else {}
     stored = None
     if "config" in content and "deepspeed" in content:  # the config.json of a run
         content, stored = content["config"], content["deepspeed"]
-    config = configs.load(content, flags, where=args.config or "")
+    config = load(content, flags, where=args.config or "")
     if stored is not None and args.ds_config is None:
         return config, ds_settings.parse(stored, where=args.config, **overrides)
     return config, ds_settings.read(args.ds_config, **overrides)
@@ -69,13 +71,13 @@ def _of_study(
 
     if args.config:
         raise ValueError("--params and --config are two descriptions of a run: give one of them")
-    told = translate(configs.read_file(args.params), exact=args.study_exact)
+    told = translate(read_file(args.params), exact=args.study_exact)
     if os.environ.get("RANK", "0") == "0":
         for note in told.notes:
             print(f"params: {note}", file=sys.stderr)
     if flags.get("start") == "ri":
         told.fields["wt_until"] = None
-    config = configs.load({}, told.fields | flags, where=args.params)
+    config = load({}, told.fields | flags, where=args.params)
     given = {name: value for name, value in overrides.items() if value is not None}
     return config, ds_settings.read(args.ds_config, **overrides | told.deepspeed | given)
 
@@ -90,8 +92,8 @@ def _resumed(
     if args.config or args.ds_config:
         raise ValueError("--resume goes on with the run's own config: drop --config and --ds-config")
     record = read_json(folder / CONFIG_FILE)
-    before = configs.load(record["config"], where=str(folder / CONFIG_FILE))
-    after = configs.load(record["config"], flags, where=str(folder / CONFIG_FILE))
+    before = load(record["config"], where=str(folder / CONFIG_FILE))
+    after = load(record["config"], flags, where=str(folder / CONFIG_FILE))
     settings = ds_settings.parse(record["deepspeed"], where=str(folder / CONFIG_FILE), **overrides)
     fixed = {name: pair for name, pair in configs.changed(before, after).items() if name not in configs.RESUMABLE}
     if settings.portable() != {**ds_settings.parse(record["deepspeed"]).portable(), **_micro(settings)}:
@@ -113,7 +115,7 @@ def _micro(settings: DeepSpeedSettings) -> dict[str, Any]:
 def open_shards(config: Config) -> ShardSet:
     """The set of the config, or the only one under data/shards. Raises ValueError listing what is there."""
     data = config.data
-    place = data.shards or next(iter(configs.shares(data.mix)), None) if data.mix else data.shards
+    place = data.shards or next(iter(shares(data.mix)), None) if data.mix else data.shards
     where = place if place is not None else _only_set(SHARDS_FOLDER)
     if not is_url(where) and not (Path(where) / "manifest.json").is_file():
         raise ValueError(f"no shard set in {where} (it has no manifest.json). {_found(SHARDS_FOLDER)}")

@@ -29,6 +29,7 @@ from shards.command_line import Parser
 from shards.errors import run_cli
 from shards.manifest import write_aside
 from train import config as configs
+from train.config_file import nearest
 from train.flags import DEEPSPEED_FLAGS
 from train.lock import LOCK_FILE
 from train.reporting import read_metrics
@@ -174,7 +175,7 @@ def _check_flag(path: Path, key: str) -> None:
     if key in SET_BY_STUDY:
         raise ValueError(f"{path}: {key} is set by the study: take it out")
     if key not in known:
-        raise ValueError(f"{path}: unknown flag {key!r}: {configs.nearest(key, known)}")
+        raise ValueError(f"{path}: unknown flag {key!r}: {nearest(key, known)}")
 
 
 def distinct(grids: Sequence[Mapping[str, list[Any]]], key: str) -> list[Any]:

@@ -4,11 +4,11 @@ import argparse
 from typing import Any
 
 from shards.manifest import write_aside
-from train import config as configs
 from train import ds_settings
 from train import engine as engines
 from train.assembly import settled
 from train.assessment import assess, check_units
+from train.config_file import load
 from train.evaluation import evaluate_split
 from train.flags import DEEPSPEED_FLAGS
 from train.job import Job
@@ -30,7 +30,7 @@ def test_run(args: argparse.Namespace, flags: dict[str, Any]) -> int:
         else {"data": {"image_size": run.info.img_size}}
     )
     kept["data"].pop("shards", None)
-    config = configs.load(kept, {name: value for name, value in flags.items() if name != "model"})
+    config = load(kept, {name: value for name, value in flags.items() if name != "model"})
     shards = run.shards
     settings = ds_settings.read(args.ds_config, **{name: getattr(args, name) for name in DEEPSPEED_FLAGS})
     ranks = engines.ranks_from_environment()
