@@ -172,7 +172,7 @@ train() {
         port=${port:-$((20000 + SLURM_JOB_ID % 20000))} # the same on all nodes, another for each job
         hosts=$(mktemp) # DeepSpeed wants a real file; srun starts this line once a node
         scontrol show hostnames "$SLURM_JOB_NODELIST" | sed "s/\$/ slots=${SLURM_GPUS_ON_NODE:-${RANKS:-1}}/" >"$hosts"
-        where=(-H "$hosts" --no_ssh --node_rank "$SLURM_NODEID" --master_addr "$(awk 'NR == 1 { print $1 }' "$hosts")")
+        where=(-H "$hosts" --no_ssh --node_rank "$SLURM_NODEID" --master_addr "${MASTER_ADDR:-$(nodes_of "$hosts" | head -n 1)}")
     fi
     MEDSHARD_EXIT_FILE=$(mktemp) && export MEDSHARD_EXIT_FILE
     # Ranks of this machine alone meet at any free port, so that two runs live side by side; nodes want one they all know.

@@ -1,4 +1,4 @@
-"""Jobs that are requeued and go on: the script, and a real Slurm of one node. Run: pytest tests/test_slurm.py
+"""Jobs that are requeued and go on: the script, and a real Slurm of one or two nodes. Run: pytest tests/test_slurm.py
 
 The slow tests start munged, slurmctld and slurmd on loopback, as root: apt-get install slurm-wlm munge.
 """
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -32,11 +33,10 @@ SlurmdUser=root
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket
 SlurmctldPort={controller}
-SlurmdPort={daemon}
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/linear
@@ -44,9 +44,9 @@ ReturnToService=2
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal
-NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} State=UNKNOWN
-PartitionName=low Nodes={host} Default=YES PriorityTier=1 GraceTime=120 State=UP
-PartitionName=high Nodes={host} PriorityTier=10 PreemptMode=OFF State=UP
+{nodes}
+PartitionName=low Nodes=ALL Default=YES PriorityTier=1 GraceTime=120 State=UP
+PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF State=UP
 """
 
 
@@ -120,31 +120,47 @@ def free_port() -> int:
 @pytest.fixture
 def slurm(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A Slurm of this machine alone, with a partition `low` that `high` preempts. The folder of its logs."""
+    host = socket.gethostname().split(".")[0]
+    with cluster(tmp_path_factory.mktemp("slurm"), monkeypatch, host) as folder:
+        yield folder
+
+
+@pytest.fixture
+def slurm_of_two(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The same with two nodes, a slurmd each on this machine (Debian builds them with --enable-multiple-slurmd)."""
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")  # the names of the nodes are Slurm's alone
+    with cluster(tmp_path_factory.mktemp("slurm"), monkeypatch, "first", "second") as folder:
+        yield folder
+
+
+@contextmanager
+def cluster(folder: Path, monkeypatch: pytest.MonkeyPatch, *nodes: str) -> Iterator[Path]:
     if missing := [name for name in ("munged", "slurmctld", "slurmd", "sbatch") if not shutil.which(name)]:
         pytest.fail(f"{', '.join(missing)} not found: apt-get install slurm-wlm munge (CONTRIBUTING.md)")
     if os.geteuid():
         pytest.fail("munged, slurmctld and slurmd of these tests run as root: run them as root")
-    folder = tmp_path_factory.mktemp("slurm")
-    for name in ("state", "spool"):
-        (folder / name).mkdir()
+    (folder / "state").mkdir()
     (folder / "munge.key").write_bytes(os.urandom(1024))
     (folder / "munge.key").chmod(0o600)
-    host = socket.gethostname().split(".")[0]
-    values = {"folder": folder, "host": host, "controller": free_port(), "daemon": free_port(), "cpus": os.cpu_count()}
+    host, cores = socket.gethostname().split(".")[0], max((os.cpu_count() or 1) // len(nodes), 1)
+    lines = [
+        f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={free_port()} CPUs={cores}" for node in nodes
+    ]
+    values = {"folder": folder, "host": host, "controller": free_port(), "nodes": "\n".join(lines)}
     (folder / "slurm.conf").write_text(CONFIG.format(**values))
     monkeypatch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     munge = ["munged", "--foreground", "--force", f"--key-file={folder}/munge.key", f"--socket={folder}/munge.socket"]
     munge += [f"--pid-file={folder}/munge.pid", f"--seed-file={folder}/munge.seed", f"--log-file={folder}/munge.log"]
-    commands = [munge, ["slurmctld", "-D"], ["slurmd", "-D", "-N", host]]
+    commands = [munge, ["slurmctld", "-D"], *(["slurmd", "-D", "-N", node] for node in nodes)]
     running: list[subprocess.Popen[bytes]] = []
     try:
         for command in commands:
-            with (folder / f"{command[0]}.out").open("wb") as log:
+            with (folder / f"{command[0]}-{command[-1]}.out".replace("/", "_")).open("wb") as log:
                 running.append(subprocess.Popen(command, stdout=log, stderr=log))
             time.sleep(1)
         deadline = time.monotonic() + 60
-        while "idle" not in command_line("sinfo", "-h", "-o", "%t"):
+        while command_line("sinfo", "-h", "-N", "-p", "low", "-o", "%t").split() != ["idle"] * len(nodes):
             told = "\n".join(path.read_text()[-1500:] for path in folder.glob("*.out"))
             assert time.monotonic() < deadline, told
             time.sleep(0.5)
@@ -235,3 +251,26 @@ def test_a_cancelled_job_leaves_a_checkpoint_and_does_not_come_back(
     time.sleep(3)
     assert state(job) == "CANCELLED", log.read_text()
     assert "stopped by a signal at step" in log.read_text() and "2 ranks" in log.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_job_of_two_nodes_is_requeued_and_repeats_one_node_of_two_ranks(
+    slurm_of_two: Path, tiny_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    length = ["--epochs", "20"]
+    alone = [LAUNCH, "train", *train_words(tiny_set, "whole"), *length]
+    subprocess.run(alone, check=True, capture_output=True, env=os.environ | {"RANKS": "2"})
+    assert main(parse_args(["--nodes", "2", "--", *train_words(tiny_set, "job"), *length])) == 0
+    job, run, log = capsys.readouterr().out.split()[1].strip(":"), Path("runs/job"), Path("runs/job.slurm.log")
+    wait_for("five steps", lambda: steps(run) >= 5, job, log)
+    command_line("scancel", "--signal=USR1", "--batch", job)
+    wait_for("the requeue", lambda: state(job) == "PENDING", job, log)
+    reached = steps(run)
+    assert 5 <= reached < 75 and "stopped by a signal at step" in log.read_text()
+    time.sleep(5)  # what slurmd has killed it does not start again within seconds
+    command_line("scontrol", "update", f"JobId={job}", "StartTime=now")
+    wait_for("the job's end", lambda: state(job) not in ("PENDING", "RUNNING", "COMPLETING"), job, log)
+    assert state(job) == "COMPLETED", log.read_text()
+    assert f"resumed at step {reached} of 75, 2 ranks" in log.read_text()
+    assert losses(run) == losses(Path("runs/whole")) and losses(run, "val") == losses(Path("runs/whole"), "val")
