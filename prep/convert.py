@@ -43,22 +43,28 @@ def convert(
     _check_output(out, options.url)
     private = PrivateFolder(out)
     read_only = not private.path.exists() and not out.exists()
+    absent = [folder for folder in out.parents if not folder.exists()]  # the nearest first
     try:
         with private.locked():
             return _convert(dataset, root, out, private, options, salt_file)
     except BaseException:
         if read_only and not out.exists():
-            _drop_unused(private.path)
+            _drop_unused(private.path, absent)
         raise
 
 
-def _drop_unused(folder: Path) -> None:
-    """Remove a private folder that an input error left with nothing but its lock and a salt that nothing uses."""
+def _drop_unused(folder: Path, around: list[Path]) -> None:
+    """Remove a private folder that an input error left with nothing but its lock and a salt that nothing uses, and the
+    folders `around` it that were made for it.
+    """
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else {"none"}
     if names <= {"lock", "salt"}:
         for name in sorted(names):
             (folder / name).unlink()
         folder.rmdir()
+        for path in around:
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
 
 
 def _convert(

@@ -128,10 +128,13 @@ def plan_isic(root: Path, rng: np.random.Generator, count: int, size: int) -> It
     truth: list[list[Any]] = [["image", *ISIC_CODES, "UNK"]]
     metadata: list[list[Any]] = [["image", "age_approx", "anatom_site_general", "lesion_id", "sex"]]
     labels = rng.permutation(np.resize(np.arange(8), count))
+    earlier: dict[int, str] = {}  # lesions by class: every fifth image shows one again
     for number, (label, serial) in enumerate(zip(labels, rng.permutation(90_000)[:count], strict=True)):
         name = f"ISIC_{int(serial):07d}"
         truth.append([name, *(f"{float(code == label):.1f}" for code in range(9))])
         lesion = "" if rng.random() < 0.1 else f"HAM_{int(serial):07d}"
+        lesion = earlier.get(int(label), lesion) if number % 5 == 4 else lesion
+        earlier[int(label)] = lesion
         about = SITES[int(serial) % 8], lesion, ("female", "male")[int(serial) // 8 % 2]  # of no class
         metadata.append([name, int(rng.integers(4, 17)) * 5, *about])
         kinds = (4 + 6 * (int(label) % 4), 7 * (int(label) // 4))
@@ -143,20 +146,26 @@ def plan_isic(root: Path, rng: np.random.Generator, count: int, size: int) -> It
 
 
 def plan_chexpert(root: Path, rng: np.random.Generator, count: int, size: int) -> Iterator[Drawing]:
-    """train.csv and valid.csv with blanks and -1; spiculated spots are Lung Opacity, round ones Lung Lesion."""
+    """train.csv and valid.csv with blanks and -1; spiculated spots are Lung Opacity, round ones Lung Lesion.
+
+    Sorted by patient, as the original. Every eighth image is a lateral view of the study before it.
+    """
     header = ["Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *CHEXPERT_FINDINGS]
     tables: dict[str, list[list[Any]]] = {"train": [header], "valid": [header]}
-    for number, patient in enumerate(rng.permutation(60_000)[:count]):
-        part = "valid" if number % 10 == 9 else "train"
-        shape = ("round", "spiculated", "none")[int(rng.integers(3))]
-        values: dict[str, str] = {name: str(rng.choice(["", "", "0.0", "-1.0"])) for name in CHEXPERT_FINDINGS[1:]}
-        values["Lung Lesion"] = "1.0" if shape == "round" else ""
-        values["Lung Opacity"] = "1.0" if shape == "spiculated" else ""
+    patients, values = np.sort(rng.permutation(60_000)[:count]), dict[str, str]()
+    patient, part, shape = 0, "", ""
+    for number in range(count):
         view = "Lateral" if number % 8 == 5 else "Frontal"
-        path = f"{part}/patient{int(patient) + 1:05d}/study1/view1_{view.lower()}.jpg"
+        if view == "Frontal":
+            patient, part = int(patients[number]), "valid" if number % 10 == 9 else "train"
+            shape = ("round", "spiculated", "none")[int(rng.integers(3))]
+            values = {name: str(rng.choice(["", "", "0.0", "-1.0"])) for name in CHEXPERT_FINDINGS[1:]}
+            values["Lung Lesion"] = "1.0" if shape == "round" else ""
+            values["Lung Opacity"] = "1.0" if shape == "spiculated" else ""
+        path = f"{part}/patient{patient + 1:05d}/study1/{'view1_frontal' if view == 'Frontal' else 'view2_lateral'}.jpg"
         cells = [values.get(name, "") for name in CHEXPERT_FINDINGS]
-        about = ("Female", "Male")[int(patient) % 2], 20 + int(patient) // 2 % 75  # of no class
-        projection = ("AP", "PA")[int(patient) % 3 > 0] if view == "Frontal" else ""
+        about = ("Female", "Male")[patient % 2], 20 + patient // 2 % 75  # of no class
+        projection = ("AP", "PA")[patient % 3 > 0] if view == "Frontal" else ""
         tables[part].append([f"CheXpert-v1.0-small/{path}", *about, view, projection, *cells])
         height, width = sides(rng, size, 1.0, 0.1)
         yield (

@@ -138,7 +138,7 @@ def test_the_lines_for_slurm_start_workers(raw: Path, tmp_path: Path, monkeypatc
 def test_no_scheduler_is_one_line(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prep.cluster, "CONNECT_SECONDS", 0.5)
     with pytest.raises(ValueError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:1 .*`dask scheduler`"):
-        make(raw, tmp_path / "set", replace(OPTIONS, cluster="tcp://127.0.0.1:1"))
+        make(raw, tmp_path / "new" / "folder" / "set", replace(OPTIONS, cluster="tcp://127.0.0.1:1"))
     assert not list(tmp_path.iterdir())
 
 
