@@ -1,6 +1,6 @@
 """Centred kernel alignment of all layer groups with all: what training kept, and where.
 
-    python analysis/cka.py RUN [--split test] [--features pooled|tokens] [--whole] [--against RUN2] [--study-exact]
+    python analysis/cka.py RUN [--features pooled|tokens] [--whole] [--against RUN2] [--study-exact]
 
 Three matrices: start with start, end with start, end with end; with `--against`, the ends of two runs (any two models
 of the same shard set). Linear and unbiased, once over the whole split and once from mini-batches whose HSIC is summed

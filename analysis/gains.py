@@ -1,6 +1,6 @@
 """What features gave, what statistics gave: the study's figure over models and datasets, with intervals.
 
-    python analysis/gains.py STUDY.toml | RUN RUN …  [--fid published | --fid ISIC2019=141 DDSM=155]
+    python analysis/gains.py STUDY.toml | RUN RUN …  [--fid published|ISIC2019=141 DDSM=155]
 
 Reads the results and predictions of finished WT, ST and RI runs (all data, no boundary). A cell is a model on a shard
 set: medians over seeds of the target metric on the test split, size = WT / RI (what transfer gave), colour =

@@ -11,6 +11,7 @@ from analysis.report_cases import worst_cases
 from analysis.report_data import Entry
 from analysis.report_style import chart, details, heading, html_table
 from analysis.report_words import as_float, card, grid, metric_name, named, with_interval
+from shards.words import counted
 from train.metrics import Task, confusion_matrix
 
 BINS = 10
@@ -45,7 +46,8 @@ def metrics_table(tested: Sequence[Entry]) -> str:
     target = names.index(tested[0].target) if tested[0].target in names else None
     images = int(as_float(tested[0].results["test"].get("samples") or 0))
     groups = (tested[0].results.get("test_details") or {}).get("groups")
-    note = f"<p class=eyebrow>{images} test images{f' of {groups} groups' if groups else ''}</p>" if images else ""
+    of = f" of {counted(groups, 'group')}" if groups else ""
+    note = f"<p class=eyebrow>{counted(images, 'test image')}{of}</p>" if images else ""
     return note + html_table(["metric", *map(named, tested)], rows, marked=target)
 
 

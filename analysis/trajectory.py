@@ -21,6 +21,7 @@ from analysis.flags import parser
 from analysis.results import write_result
 from analysis.session import Session, launch
 from analysis.similarity import cka_of_hsic, hsic_of_layers
+from shards.words import counted
 
 CAPTION = "linear CKA with the unbiased HSIC_1 of each layer at a checkpoint with itself at the start and at the end"
 
@@ -64,7 +65,9 @@ def checkpoints_of(session: Session) -> dict[int, Path]:
         if path.name.removeprefix("step-").isdigit()
     }
     if len(found) < 2:
-        raise ValueError(f"{folder} keeps {len(found)} checkpoints: train with --keep-checkpoints 10 for a trajectory")
+        raise ValueError(
+            f"{folder} keeps {counted(len(found), 'checkpoint')}: train with --keep-checkpoints 10 for a trajectory"
+        )
     return found
 
 

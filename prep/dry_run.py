@@ -11,6 +11,7 @@ from prep.planning import ConvertOptions, make_plan, shard_samples
 from prep.records import RawDataset, Record
 from prep.whole_slides import read_tile
 from shards.identity import SALT_BYTES
+from shards.words import counted
 
 TRIALS = 8  # images converted to estimate size and time
 
@@ -25,7 +26,7 @@ def dry_run(dataset: RawDataset, root: Path, out: Path | str, options: ConvertOp
         counts = ", ".join(f"{name} {count}" for name, count in _class_counts(dataset, records).items())
         groups = len({record.group for record in records})
         shards = -(-len(part) // shard_samples(len(part), options.shard_samples))
-        lines.append(f"  {split:5} {len(part):7} images {groups:7} groups in {shards} shards: {counts}")
+        lines.append(f"  {split:5} {len(part):7} images {groups:7} groups in {counted(shards, 'shard')}: {counts}")
     lines.append(f"  {dataset.default_view}: {', '.join(view.classes)}; groups shared: {plan.grouping.intersections}")
     lines += describe_folds(plan, options.folds) if options.folds is not None else []
     everything = [record for part in plan.parts.values() for _, record in part]
@@ -58,9 +59,8 @@ def _estimate(records: list[Record], options: ConvertOptions) -> str:
     seconds = (time.perf_counter() - start) / len(trial) * len(records) / options.workers
     total = size / max(len(trial) - failed, 1) * len(records)
     bad = f"; {failed} of {len(trial)} tried do not decode" if failed else ""
-    return (
-        f"  about {total / 1e6:.0f} MB and {seconds:.0f} s on {options.workers} workers, from {len(trial)} images{bad}"
-    )
+    workers, tried = counted(options.workers, "worker"), counted(len(trial), "image")
+    return f"  about {total / 1e6:.0f} MB and {seconds:.0f} s on {workers}, from {tried}{bad}"
 
 
 def _converted(record: Record, options: ConvertOptions) -> bytes:

@@ -15,6 +15,7 @@ from prep.planning import ConvertOptions, Planned
 from prep.splits import SPLITS
 from prep.tasks import Outcome, Task
 from shards.manifest import LeftOut, Manifest, ShardInfo, Source, SplitInfo, metadata_fields
+from shards.words import counted
 from shards.writer import class_counts
 
 
@@ -104,7 +105,9 @@ def _duplicates(tasks: list[Task], results: dict[str, Outcome]) -> list[str]:
     pairs = Counter("-".join(sorted({split for split, _ in places}, key=SPLITS.index)) for places in shared)
     counts = ", ".join(f"{pair} {count}" for pair, count in sorted(pairs.items()))
     keys = "; ".join(" = ".join(dict(places).values()) for places in shared[:5])
-    return [f"{len(shared)} images stand pixel by pixel in more than one split ({counts}); the first: {keys}"]
+    return [
+        f"{counted(len(shared), 'image', 'stand')} pixel by pixel in more than one split ({counts}); the first: {keys}"
+    ]
 
 
 def _kept(task: Task, outcome: Outcome) -> list[str]:
@@ -150,15 +153,14 @@ def describe(manifest: Manifest, seconds: float | None = None) -> str:
     lines = []
     for name, split in manifest.splits.items():
         counts = ", ".join(f"{label} {count}" for label, count in split.class_counts.items())
-        lines.append(
-            f"  {name:5} {split.samples:7} images {split.groups:7} groups in {len(split.shards)} shards: {counts}"
-        )
+        shards = counted(len(split.shards), "shard")
+        lines.append(f"  {name:5} {split.samples:7} images {split.groups:7} groups in {shards}: {counts}")
     total = sum(split.samples for split in manifest.splits.values())
     size = sum(info.bytes for split in manifest.splits.values() for info in split.shards)
     pace = f", {total / seconds:.0f} images/s" if seconds else ""
     reasons = Counter(entry.reason for entry in manifest.left_out)
     why = f" ({', '.join(f'{reason} {count}' for reason, count in sorted(reasons.items()))})" if reasons else ""
-    lines.append(f"  {total} images, {size / 1e6:.1f} MB{pace}; {len(manifest.left_out)} left out{why}")
+    lines.append(f"  {counted(total, 'image')}, {size / 1e6:.1f} MB{pace}; {len(manifest.left_out)} left out{why}")
     lines.append(
         f"  mean {manifest.mean} std {manifest.std}; groups shared by splits: {manifest.grouping.intersections}"
     )

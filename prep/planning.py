@@ -26,6 +26,7 @@ from shards.folds import FoldOptions
 from shards.identity import group_hash, make_key, salt_digest
 from shards.manifest import BLANK_LABEL, Grouping
 from shards.metadata import FIELDS
+from shards.words import counted
 
 MAX_SHARD_SAMPLES = 4096
 RESIZE = "area average, never enlarged; JPEG first by its DCT, while four times the short side remains"
@@ -113,7 +114,7 @@ def read_records(dataset: RawDataset, root: Path) -> tuple[list[Record], list[st
         everything = list(dataset.read(root))
     records = [record for record in everything if not record.skip]
     skipped = Counter(record.skip for record in everything if record.skip)
-    left_out = [f"{count} rows left out: {reason}" for reason, count in sorted(skipped.items())]
+    left_out = [f"{counted(count, 'row')} left out: {reason}" for reason, count in sorted(skipped.items())]
     if not records:
         told = f"lists no image that can be taken: {'; '.join(left_out)}" if left_out else "lists no image at all"
         raise ValueError(f"{dataset.name}: {shown(str(root))} {told}: expected {' | '.join(dataset.tree)}")
@@ -144,7 +145,7 @@ def assign_splits(
     if options.split_file is not None:
         splits = split_by_source(options.split_file, [record.source for record in records])
         absent = splits.count("")
-        return splits, [f"{absent} images do not stand in the split file"] if absent else [], "a split file by source"
+        return splits, [f"{counted(absent, 'image')} not in the split file"] if absent else [], "a split file by source"
     if options.split == "none" or (options.split == "auto" and dataset.auto_split == "none"):
         return ["train"] * len(records), [], "not split: everything is train"
     if options.split in ("study", "study-exact"):
@@ -172,7 +173,7 @@ def _study_split(dataset: RawDataset, root: Path, records: list[Record]) -> tupl
     unused = splits.count("")
     cached = f", from its own {STUDY_CACHE}" if dataset.study_cached and there(root / STUDY_CACHE, STUDY_CACHE) else ""
     how = f"the published study's split, reproduced{cached}; it does not look at groups"
-    return splits, [f"{unused} images have no part in the study's split"] if unused else [], how
+    return splits, [f"{counted(unused, 'image')} without a part in the study's split"] if unused else [], how
 
 
 def _stored_twice(
@@ -180,7 +181,9 @@ def _stored_twice(
 ) -> tuple[list[Record], list[str], list[str]]:
     """Under `study-exact`: records and splits with the rows that the study had in two splits, and a warning of them."""
     again = dataset.study_twice(root, records) if dataset.study_twice else []
-    warnings = [f"{len(again)} images stand in two splits each, as in the published study"] if again else []
+    warnings = (
+        [f"{counted(len(again), 'image', 'stand')} in two splits each, as in the published study"] if again else []
+    )
     return records + [records[i] for i, _ in again], splits + [split for _, split in again], warnings
 
 
@@ -193,7 +196,9 @@ def make_plan(dataset: RawDataset, root: Path, options: ConvertOptions, salt: by
         warnings = warnings + twice
     shared = intersections(splits, [record.group for record in records])
     warnings = [*dataset.notes, *skipped, *warnings]
-    warnings += [f"{n} groups ({dataset.group_by}) stand in both splits of {pair}" for pair, n in shared.items() if n]
+    warnings += [
+        f"{counted(n, 'group')} ({dataset.group_by}) in both splits of {pair}" for pair, n in shared.items() if n
+    ]
     parts: dict[str, list[tuple[str, Record]]] = {}
     number = 0
     for position, name in enumerate(SPLITS):

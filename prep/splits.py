@@ -10,6 +10,7 @@ import numpy as np
 from prep.places import read_text, there
 from prep.tables import read_table
 from shards.dealing import deal, one_hot
+from shards.words import counted
 
 SPLITS = ("train", "val", "test")
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -33,7 +34,9 @@ def split_official(
         last[group] = max(last.get(group, 0), SPLITS.index(split))
     moved = [SPLITS[last[group]] for group in groups]
     count = len({group for a, b, group in zip(result, moved, groups, strict=True) if a != b})
-    warnings = [f"{count} groups stood in two official splits; they were moved whole to the later one"] if count else []
+    warnings = (
+        [f"{counted(count, 'group')} stood in two official splits: moved whole to the later one"] if count else []
+    )
     present = set(moved)
     parts = [i for i, split in enumerate(SPLITS) if split == "train" or split not in present]
     if len(parts) > 1:

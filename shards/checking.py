@@ -31,6 +31,7 @@ from shards.overrides import SplitFile
 from shards.packing import unpack
 from shards.shardset import open_columns
 from shards.storage import SPLITS_FOLDER
+from shards.words import counted
 from shards.writer import class_counts
 
 SHOWN = 5  # problems of one kind in one shard that are listed before the rest is counted
@@ -240,7 +241,7 @@ def _check_pair(
     shared = {name: len(np.intersect1d(by[first], by[second])) for name, by in gathered.items()}
     pair = f"{first}-{second}"
     if shared["sample_ids"]:
-        yield Problem(pair, f"{shared['sample_ids']} samples stand in both splits")
+        yield Problem(pair, f"{counted(shared['sample_ids'], 'sample', 'stand')} in both splits")
     if shared["groups"]:
         yield Problem(pair, f"{shared['groups']} groups ({manifest.grouping.by}) stand in both splits")
     said = manifest.grouping.intersections.get(pair, manifest.grouping.intersections.get(f"{second}-{first}"))
@@ -265,7 +266,7 @@ def _check_split_files(folder: Path, manifest: Manifest, columns: dict[str, list
             continue
         named = len(file.ids) // len(manifest.set_ids)  # a merged set's keys have an id under each part
         if unknown := named - int(np.isin(file.ids, ids).sum()):
-            yield Problem(where, f"names {unknown} samples that the set does not have")
+            yield Problem(where, f"names {counted(unknown, 'sample')} that the set does not have")
         members = {name: np.unique(groups[file.member(ids, name)]) for name in file.names}
         for first, second in combinations(file.names, 2):
             if shared := len(np.intersect1d(members[first], members[second])):
@@ -319,6 +320,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     manifest = Manifest.read(options.folder)
     samples = sum(split.samples for split in manifest.splits.values())
     apart = ", ".join(f"{pair} {count}" for pair, count in manifest.grouping.intersections.items())
-    print(f"{options.folder}: {samples} samples whole{'' if options.fast else ', every image decodes'}")
+    print(f"{options.folder}: {counted(samples, 'sample')} whole{'' if options.fast else ', every image decodes'}")
     print(f"groups ({manifest.grouping.by}) shared between splits: {apart or 'one split alone'}")
     return 0

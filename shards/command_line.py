@@ -1,6 +1,7 @@
 """The parser of every script: a mistake is one line with the nearest word, Tab completes, help fits a screen."""
 
 import argparse
+import contextlib
 import difflib
 import os
 import re
@@ -10,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from shards.errors import EXIT_USER_ERROR
+from shards.errors import EXIT_USER_ERROR, flush_output
 
 WIDTH = 100  # columns of a help text, where the terminal has them
 CHOICE = re.compile(r"invalid choice: '([^']*)' \(choose from (.*)\)$")
@@ -69,6 +70,11 @@ class Parser(argparse.ArgumentParser):
             if flag.startswith("--") and flag != "--" and flag not in self._option_string_actions:
                 self.error(f"unknown flag {flag}{nearest(flag, flags_of(self))}")
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            super()._print_message(message, file)
+        flush_output()  # `--help | head` ends without a word
+
     def error(self, message: str) -> NoReturn:
         """One line instead of the usage."""
         if found := CHOICE.search(message):
@@ -90,7 +96,7 @@ def called(tool: str = "") -> str:
 class _HelpAll(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *rest: Any) -> NoReturn:
         assert isinstance(parser, Parser)
-        print(parser.whole_help(), end="")
+        parser._print_message(parser.whole_help(), sys.stdout)
         parser.exit()
 
 

@@ -11,6 +11,7 @@ from shards.decoding import decode, probe
 from shards.index import ENCODINGS, Columns
 from shards.indexing import build
 from shards.manifest import MANIFEST_NAME, Grouping, LabelView, Manifest, ShardInfo, SplitInfo, Task, write_aside
+from shards.words import counted
 from shards.writer import class_counts
 
 STATISTICS_IMAGES = 2000
@@ -33,7 +34,7 @@ def index_foreign(
     built = {}
     for tar in tars:
         built[tar] = build(tar, set_id)
-        say(f"{tar.name}: {len(built[tar][0])} samples")
+        say(f"{tar.name}: {counted(len(built[tar][0]), 'sample')}")
     manifest = _foreign_manifest(
         folder, {tar: columns for tar, (columns, _) in built.items()}, sums, set_id, classes, split
     )

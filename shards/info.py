@@ -10,6 +10,7 @@ from pathlib import Path
 from shards.command_line import Parser
 from shards.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest
 from shards.storage import is_url
+from shards.words import counted
 
 
 def describe(manifest: Manifest) -> str:
@@ -36,8 +37,8 @@ def describe(manifest: Manifest) -> str:
     if manifest.metadata:
         lines.append(f"metadata   {_shorten(', '.join(field.name for field in manifest.metadata))}")
     if packed:
-        lines.append(f"packed     {len(packed)} shards as .tar.zst, {sum(packed) / 1e6:.1f} MB")
-    lines.append(f"left out   {len(manifest.left_out)} samples")
+        lines.append(f"packed     {counted(len(packed), 'shard')} as .tar.zst, {sum(packed) / 1e6:.1f} MB")
+    lines.append(f"left out   {counted(len(manifest.left_out), 'sample')}")
     if manifest.source.dataset:
         lines.append(f"source     {manifest.source.dataset}, {manifest.source.licence or 'licence unknown'}")
     return "\n".join(lines + [f"warning    {warning}" for warning in manifest.warnings])

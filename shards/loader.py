@@ -23,6 +23,7 @@ from shards.layout import layout_of
 from shards.plan import Plan, PlanConfig, Slice, check_world
 from shards.shardset import Split
 from shards.views import AnyDrawn, AnyTransform
+from shards.words import counted
 
 log = logging.getLogger(__name__)
 
@@ -262,8 +263,8 @@ class Loader:
         if len(self.bad) > self.max_bad:
             named = "; ".join(f"{key}: {reason}" for key, reason in self.bad[:10])
             raise BadSamples(
-                f"{len(self.bad)} samples of {self.split.name} cannot be read, {self.max_bad} are allowed: {named}"
-                + ("; …" if len(self.bad) > 10 else "")
+                f"{counted(len(self.bad), 'sample')} of {self.split.name} cannot be read, "
+                f"{self.max_bad} are allowed: {named}" + ("; …" if len(self.bad) > 10 else "")
             )
 
 

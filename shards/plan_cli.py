@@ -13,6 +13,7 @@ from shards.choosing import Choice
 from shards.command_line import Parser
 from shards.plan import ORDERS, TAILS, Plan, PlanConfig, Slice, check_world, rank_places
 from shards.shardset import ShardSet
+from shards.words import counted
 
 PROVED_UNASKED = 1_000_000  # samples
 STREAM_CHUNK = 1 << 20  # samples drawn at a time by the proof
@@ -75,14 +76,15 @@ def describe(plan: Plan, world: int, epoch: int, step: int) -> list[str]:
         lowered = (
             "" if plan.partitions == config.partitions else f", lowered from {config.partitions} to divide {batch}"
         )
-        order += f" (windows of {config.window} shards, {plan.partitions} partitions{lowered})"
+        order += f" (windows of {counted(config.window, 'shard')}, {counted(plan.partitions, 'partition')}{lowered})"
     shown = range(min(world, 16))
-    head = f"{plan.num_samples} samples in {plan.shard_starts.size - 1} shards, {plan.samples_per_epoch} an epoch"
+    held = f"{counted(plan.num_samples, 'sample')} in {counted(plan.shard_starts.size - 1, 'shard')}"
     return [
-        f"{head}; order {order}, tail {config.tail}, seed {config.seed}",
-        f"global batch {batch} over {world} ranks; step {consumed // batch} begins after {consumed} samples",
+        f"{held}, {plan.samples_per_epoch} an epoch; order {order}, tail {config.tail}, seed {config.seed}",
+        f"global batch {batch} over {counted(world, 'rank')}; "
+        f"step {consumed // batch} begins after {counted(consumed, 'sample')}",
         *(_rank_line(plan, rank, plan.slice(consumed, world, rank)) for rank in shown),
-        *([f"… and {world - 16} more ranks"] if world > 16 else []),
+        *([f"… and {counted(world - 16, 'more rank')}"] if world > 16 else []),
     ]
 
 
@@ -90,7 +92,8 @@ def _rank_line(plan: Plan, rank: int, own: Slice) -> str:
     shards = np.unique(np.searchsorted(plan.shard_starts, own.positions[own.valid], side="right") - 1)
     named = ", ".join(map(str, shards[:8])) + (", …" if shards.size > 8 else "")
     epochs = "-".join(map(str, np.unique(own.epochs)))
-    return f"rank {rank}: {own.valid.sum()} samples of epoch {epochs} from {shards.size} shards ({named})"
+    read = counted(int(own.valid.sum()), "sample")
+    return f"rank {rank}: {read} of epoch {epochs} from {counted(shards.size, 'shard')} ({named})"
 
 
 def prove(plan: Plan, world: int, epoch: int) -> int:
@@ -98,10 +101,12 @@ def prove(plan: Plan, world: int, epoch: int) -> int:
     short, more = count_epoch(plan, world, epoch)
     allowed = plan.num_samples % plan.config.global_batch if plan.config.tail == "drop" else 0
     if more or short != allowed:
-        print(f"NOT exactly once: {short} samples missing ({allowed} expected), {more} more than once")
+        print(f"NOT exactly once: {counted(short, 'sample')} missing ({allowed} expected), {more} more than once")
         return 1
     left_out = f", {short} left out by the tail 'drop'" if short else ""
-    print(f"proved: in epoch {epoch} the {world} ranks read {plan.num_samples - short} samples exactly once{left_out}")
+    read = counted(plan.num_samples - short, "sample")
+    who = f"the {world} ranks read" if world > 1 else "the rank reads"
+    print(f"proved: in epoch {epoch} {who} {read} exactly once{left_out}")
     return 0
 
 

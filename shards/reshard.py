@@ -21,6 +21,7 @@ from shards.indexing import document_of, entries_of, metadata_of
 from shards.manifest import Manifest, MetadataField, ShardInfo, metadata_fields
 from shards.metadata import Metadata
 from shards.storage import open_columns
+from shards.words import counted
 from shards.writer import ShardWriter
 
 UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
@@ -193,5 +194,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     size = parse_size(options.shard_size)
     with tqdm(unit=" shards", desc="resharding", delay=1) as bar:
         manifest = reshard(options.folder, options.out, size, lambda _: bar.update() and None)
-    print(f"{options.out}: {sum(len(split.shards) for split in manifest.splits.values())} shards")
+    print(f"{options.out}: {counted(sum(len(split.shards) for split in manifest.splits.values()), 'shard')}")
     return 0

@@ -17,6 +17,7 @@ from shards.metadata import decoded
 from shards.overrides import LabelFile
 from shards.plan import Plan
 from shards.storage import Ahead, LocalFolder, Mapped, Storage, Stream
+from shards.words import counted
 
 
 class CorruptSample(ValueError):
@@ -79,7 +80,8 @@ class Split:
         return self.num_samples
 
     def __repr__(self) -> str:
-        return f"Split({self.name!r}, {self.num_samples} samples in {len(self.shards)} shards of {self.storage.where})"
+        held = f"{counted(self.num_samples, 'sample')} in {counted(len(self.shards), 'shard')}"
+        return f"Split({self.name!r}, {held} of {self.storage.where})"
 
     def _open_columns(self, shard: int) -> Columns:
         return self.storage.columns(self.shards[shard])

@@ -1,6 +1,8 @@
 """The face of every script: help that fits, one line for a mistake with the nearest word, Tab."""
 
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +31,37 @@ def test_help_fits_and_shows_an_example(command: str) -> None:
     assert max(map(len, lines)) <= 100 and any("example: python" in line for line in lines)
 
 
+WHOLE = """
+import contextlib, io, json, runpy, sys
+told = {}
+for script in sys.argv[1:]:
+    sys.argv, text = [script, "--help"], io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+        runpy.run_path(script, run_name="__main__")
+    told[script] = text.getvalue()
+print(json.dumps(told))
+"""
+
+
+def test_help_of_every_script_of_training_and_analysis_fits_and_shows_an_example() -> None:
+    scripts = [f"train/{name}.py" for name in ("run", "study", "sbatch", "doctor", "lite0")]
+    scripts += [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "analysis").glob("*.py"))
+                if "__main__" in path.read_text()]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", WHOLE, *scripts], cwd=ROOT, env=os.environ | {"COLUMNS": "100"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0 and len(scripts) >= 19, done.stderr
+    for script, text in json.loads(done.stdout).items():
+        lines = text.splitlines()
+        assert lines and lines[0].startswith("usage:") and len(lines) <= 65, script
+        assert max(map(len, lines)) <= 100, script
+        example = r"(^ {4}|example:\n? *)(python|\./launch\.sh) ?" + (
+            "train" if "run.py" in script else f"({script}|{Path(script).stem})"
+        )
+        assert any(re.search(example, line) for line in lines), f"{script}: no example"
+
+
 def parser() -> Parser:
     made = Parser(prog="tool", description="What it does.\n\n    tool x --size 3", epilog="example: tool x")
     made.add_argument("place", type=Path)
@@ -54,6 +87,18 @@ def test_a_mistake_is_one_line(given: list[str], line: str, capsys: pytest.Captu
     with pytest.raises(SystemExit) as ended:
         parser().parse_args(given)
     assert ended.value.code == 2 and capsys.readouterr().err == line + "\n"
+
+
+@pytest.mark.parametrize("command", ["prep/make_shards.py --help", "-m shards info SET"])
+def test_a_reader_that_stops_is_no_error(command: str, tiny_set: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)  # as `| true` has it, sooner or later
+    command = command.replace("SET", str(tiny_set))
+    done = subprocess.run(
+        [sys.executable, *command.split()], cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(write)
+    assert not done.stderr and done.returncode in (0, 141)
 
 
 def test_defaults_are_told_and_examples_kept() -> None:

@@ -260,7 +260,7 @@ def test_a_blank_image_that_stands_hundreds_of_times_is_one_warning(tmp_path: Pa
     options = ConvertOptions(pixels=PixelOptions(3, None, "raw"), quiet=True)
     manifest = convert(DATASETS["Camelyon"], tmp_path / "raw", tmp_path / "set", options)[0]
     (told,) = [warning for warning in manifest.warnings if "pixel by pixel" in warning]
-    assert told.startswith("1 images stand pixel by pixel in more than one split (train-val") and told.count("=") == 1
+    assert told.startswith("1 image stands pixel by pixel in more than one split (train-val") and told.count("=") == 1
 
 
 def test_images_that_do_not_decode_are_left_out_and_recorded(own_raw: Path, tmp_path: Path) -> None:
@@ -330,7 +330,7 @@ def test_no_rows_at_all_is_an_error(tmp_path: Path) -> None:
 def test_rows_that_are_all_left_out_are_an_error_with_their_reason(tmp_path: Path) -> None:
     (tmp_path / "case").mkdir()
     (tmp_path / "case" / "1.png").write_bytes(b"x")
-    with pytest.raises(ValueError, match="lists no image that can be taken: 1 rows left out: no folder and no file"):
+    with pytest.raises(ValueError, match="lists no image that can be taken: 1 row left out: no folder and no file"):
         convert(DATASETS["DDSM-folder"], tmp_path, tmp_path / "set", OPTIONS)
 
 
@@ -364,7 +364,7 @@ def test_equal_images_in_two_splits_are_reported(own_raw: Path, tmp_path: Path) 
     names = [(lists / f"{split}.txt").read_text().split()[0] for split in ("train", "test")]
     shutil.copy(own_raw / "ddsm_raw" / names[0], own_raw / "ddsm_raw" / names[1])
     manifest = make(own_raw, tmp_path / "set")
-    assert any("1 images stand pixel by pixel in more than one split (train-test 1)" in w for w in manifest.warnings)
+    assert any("1 image stands pixel by pixel in more than one split (train-test 1)" in w for w in manifest.warnings)
 
 
 def test_salts(raw: Path, tmp_path: Path) -> None:
@@ -420,7 +420,7 @@ def test_a_split_file_by_source_repeats_another_conversions_split(raw: Path, tmp
     lines = table.read_text().splitlines()
     table.write_text("\n".join(line.replace("train", "Training") for line in lines[:-1]))
     manifest = make(raw, tmp_path / "third", replace(OPTIONS, split_file=table))
-    assert "1 images do not stand in the split file" in manifest.warnings
+    assert "1 image not in the split file" in manifest.warnings
     assert manifest.grouping.how == "a split file by source"
     table.write_text("\n".join([*lines, lines[1].replace("train", "test"), lines[1].replace("test", "train")]))
     with pytest.raises(ValueError, match=r"the source in sources\.csv row 6[23] already stands in another split"):

@@ -37,6 +37,16 @@ def test_the_code_of_extending_runs(tmp_path: Path):
     assert done.returncode == 0, done.stderr
 
 
+def test_every_key_of_the_studys_files_stands_on_its_page():
+    code, page = (ROOT / "train" / "study_params.py").read_text(), (ROOT / "docs" / "params.md").read_text()
+    known = set(re.findall(r'\.(?:get|table)\(\s*"(\w+)"', code))
+    transforms = code[code.index("PARAMETERS: dict") : code.index("def operators")]
+    known |= set(re.findall(r'"(\w+)"', transforms))
+    known -= {"WORLD_SIZE", "out", "Normalize"}  # no keys of the study
+    assert len(known) > 100
+    assert not [key for key in sorted(known) if not re.search(rf"[`.]{key}\b", page)]
+
+
 QUOTED = re.compile(r"^\| `([^`]+)` \|", re.MULTILINE)
 LINES = QUOTED.findall((ROOT / "docs" / "troubleshooting.md").read_text())
 SOURCES = "".join(

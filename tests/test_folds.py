@@ -136,4 +136,4 @@ def test_a_split_file_that_parts_a_patient_is_warned_of(grouped: Path) -> None:
     path.write_text("\n".join(lines))
     assert "groups (" in str(check_set(grouped)[0]) and "stand in both train and test" in str(check_set(grouped)[0])
     path.write_text("key,split\nnobody,train\n")
-    assert any("names 1 samples that the set does not have" in str(problem) for problem in check_set(grouped))
+    assert any("names 1 sample that the set does not have" in str(problem) for problem in check_set(grouped))

@@ -164,7 +164,7 @@ def test_a_broken_sample_is_named_and_masked_and_the_run_goes_on(
 def test_too_many_broken_samples_stop_with_their_names(tiny_set: Path, tmp_path: Path, options: dict) -> None:
     shards, key = damaged(tiny_set, tmp_path / "set")
     loader = Loader(shards.split("train"), transform(shards), global_batch=8, **options)
-    with pytest.raises(BadSamples, match=f"1 samples of train cannot be read, 0 are allowed: {key}: sample {key}"):
+    with pytest.raises(BadSamples, match=f"1 sample of train cannot be read, 0 are allowed: {key}: sample {key}"):
         list(islice(loader, 15))
     assert not [thread for thread in threading.enumerate() if thread.name.startswith(("loader", "host-executor"))]
 

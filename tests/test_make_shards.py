@@ -11,6 +11,7 @@ from prep.make_shards import main, parse_args
 from prep.phantoms import SALT_NAME, draw_phantoms
 from shards.checking import check_set
 from shards.manifest import Manifest
+from shards.words import counted
 
 ROOT = Path(__file__).parents[1]
 
@@ -89,7 +90,7 @@ def test_the_studys_shared_rows_stand_twice_only_under_study_exact(tmp_path: Pat
     assert any("images stand pixel by pixel in more than one split" in warning for warning in exact.warnings)
     shared = exact.grouping.intersections
     assert shared["train-test"] >= 1 and shared["val-test"] >= 1
-    assert f"{shared['val-test']} groups (patient) stand in both splits of val-test" in exact.warnings
+    assert f"{counted(shared['val-test'], 'group')} (patient) in both splits of val-test" in exact.warnings
 
 
 def test_the_studys_split_tells_how_many_lesions_leak_and_a_cached_one_wins(
@@ -104,7 +105,7 @@ def test_the_studys_split_tells_how_many_lesions_leak_and_a_cached_one_wins(
     base = ["--dataset", "ISIC2019", "--raw", str(raw), "--short-side", "32", "--split", "study", "--dry-run"]
     main(parse_args([*base, "--out", str(tmp_path / "set")]))
     said = capsys.readouterr().out
-    assert "groups (lesion) stand in both splits of train-" in said
+    assert "groups (lesion) in both splits of train-" in said
     (raw / "val_ids.json").write_text("[0, 1, 2, 3]")
     main(parse_args([*base, "--out", str(tmp_path / "set")]))
     said = capsys.readouterr().out

@@ -125,7 +125,7 @@ def test_a_folder_of_conversions_names_the_class_in_a_path(tmp_path: Path) -> No
     records, notes = read_records(DATASETS["DDSM-folder"], tmp_path)
     assert Counter(record.path.suffix for record in records) == {".tif": 6, ".png": 10}
     assert {record.labels[0] for record in records} == {0, 1, 2} and len({record.group for record in records}) == 8
-    assert notes == ["1 rows left out: no folder and no file name starts with normal, benign or cancer"]
+    assert notes == ["1 row left out: no folder and no file name starts with normal, benign or cancer"]
     assert all(record.source.startswith(("normal", "benign", "cancer")[record.labels[0] or 0]) for record in records)
 
 

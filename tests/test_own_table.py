@@ -38,7 +38,7 @@ def test_words_and_numbers_become_classes_in_their_order(folder: Path) -> None:
     numbers = table_dataset("own", TableColumns(table, "file", ("grade",)))
     assert numbers.views["default"].classes == ["1", "2", "10"]
     records, notes = read_records(words, folder)
-    assert len(records) == 30 and notes == ["1 rows left out: blank label"]
+    assert len(records) == 30 and notes == ["1 row left out: blank label"]
     assert records[0].labels == (1,) and records[0].path.is_file() and records[0].group == "patient0"
     assert {record.split for record in records} == {"train", "val", "test"}
 

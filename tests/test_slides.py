@@ -153,10 +153,10 @@ def test_what_gives_no_tiles_is_counted_with_its_reason(camelyon: Path, tmp_path
     (root / "normal_001_mask.tif").write_bytes(slide.read_bytes())
     records, notes = read_records(DATASETS["Camelyon-slides"], root)
     assert notes == [
-        "1 rows left out: a slide coarser than the wanted micrometres a pixel",
-        "1 rows left out: a slide with tumour, or of unknown kind, without outlines",
-        "1 rows left out: a slide without enough tissue for one tile",
-        "1 rows left out: no slide that OpenSlide reads",
+        "1 row left out: a slide coarser than the wanted micrometres a pixel",
+        "1 row left out: a slide with tumour, or of unknown kind, without outlines",
+        "1 row left out: a slide without enough tissue for one tile",
+        "1 row left out: no slide that OpenSlide reads",
     ]
     assert not [record for record in records if record.group == "tumor_002" or "mask" in record.source]
     assert all(record.path.is_file() for record in records)

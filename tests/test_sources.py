@@ -159,7 +159,7 @@ def test_isic_leaves_out_unknowns_counts_them_and_keeps_lesions_together(tmp_pat
     assert "0.0,1.0" in text
     truth.write_text(text.replace("0.0", "0").replace("1.0", "1") + "ISIC_9999999" + ",0" * 8 + ",1\n")
     records, notes = read_records(DATASETS["ISIC2019"], tmp_path)
-    assert len(records) == 24 and notes == ["1 rows left out: class UNK"]
+    assert len(records) == 24 and notes == ["1 row left out: class UNK"]
     assert {record.labels[0] for record in records} == set(range(8))
     assert all(record.path.is_file() for record in records)
     assert {record.group[:4] for record in records} <= {"HAM_", "ISIC"}

@@ -85,7 +85,7 @@ def test_a_patient_in_two_official_splits_moves_whole_and_is_counted() -> None:
     groups[0] = groups[1] = groups[17]
     splits, warnings = split_official(official, np.zeros((20, 1), int), groups, SHARES, 0)
     assert splits[0] == splits[1] == splits[17] == "test"
-    assert warnings == ["1 groups stood in two official splits; they were moved whole to the later one"]
+    assert warnings == ["1 group stood in two official splits: moved whole to the later one"]
     assert set(intersections(splits, groups).values()) == {0}
 
 

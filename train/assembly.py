@@ -20,6 +20,7 @@ from shards.host_executor import refuse_bits
 from shards.manifest import write_aside
 from shards.shardset import ShardSet
 from shards.storage import is_url
+from shards.words import counted
 from train import checkpoints
 from train.assessment import check_units
 from train.config import Config
@@ -291,11 +292,11 @@ def _say_beginning(trainer: Trainer, resume: bool) -> None:
     count = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in trained)  # ZeRO 3 keeps parts
     size, ranks = job.plan.num_samples, job.ranks.world
     if resume:
-        say(f"resumed at step {trainer.progress.step} of {trainer.rates.total_steps}, {ranks} ranks")
+        say(f"resumed at step {trainer.progress.step} of {trainer.rates.total_steps}, {counted(ranks, 'rank')}")
     say(
         f"{job.info.model}, {count:,} trainable numbers, on {job.shards.manifest.name}: {size} training images, "
-        f"{job.config.training.epochs} epochs of {trainer.rates.epoch_steps:.1f} steps of {job.batch} on {ranks} "
-        f"{'rank' if ranks == 1 else 'ranks'} ({job.device.type}, {job.settings.precision}, ZeRO {job.settings.stage})"
+        f"{counted(job.config.training.epochs, 'epoch')} of {trainer.rates.epoch_steps:.1f} steps of {job.batch} on "
+        f"{counted(ranks, 'rank')} ({job.device.type}, {job.settings.precision}, ZeRO {job.settings.stage})"
     )
     if ranks > 1 and any(
         isinstance(module, nn.modules.batchnorm._BatchNorm) for module in trainer.engine.module.modules()

@@ -98,7 +98,10 @@ def _package_file() -> Path:
 
 def main() -> None:
     """Write the file named on the command line and say what it holds."""
-    parser = Parser(description="Write ImageNet weights of EfficientNet-Lite0 for timm.")
+    parser = Parser(
+        description="Write ImageNet weights of EfficientNet-Lite0 for timm.",
+        epilog="example: python train/lite0.py data/weights/lite0.safetensors",
+    )
     parser.add_argument("out", type=Path, help="file to write, such as weights/tf_efficientnet_lite0.safetensors")
     arguments = parser.parse_args()
     print(f"{write_lite0(arguments.out)}: 296 tensors for timm's {MODEL}, ImageNet-1k")
