@@ -15,7 +15,8 @@ from nvidia.dali import fn, pipeline_def, types
 
 from shards import dali_graph, dali_levels
 from shards.draws import DrawKeys
-from shards.host_executor import Failure, refuse_bits
+from shards.host_executor import Failure
+from shards.host_operators import refuse_bits
 from shards.layout import Layout
 from shards.operators import LARGEST_SIDE, Normalize, Operator, RandomResizedCrop
 from shards.views import AnyDrawn, AnyTransform, Views

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from shards.host_executor import CHUNK, Failure, HostExecutor, decode_fast, make_pool, programs_of, refuse_bits
+from shards.host_executor import CHUNK, Failure, HostExecutor, decode_fast, make_pool
+from shards.host_operators import programs_of, refuse_bits
 from shards.layout import Layout
 from shards.views import DrawnViews, Views
 
