@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from shards.plan import Plan, Reads
-from shards.shardset import Rows, Split
+from shards.split import Rows, Split
 from shards.storage import Ahead, Stream
 
 
@@ -113,11 +113,17 @@ class JoinedSplit:
         """`labels` of positions whose `rows` are known; each split has a view of its own."""
         return self.labels(positions)
 
-    def will_read(self, positions: np.ndarray) -> None:
+    @property
+    def on_this_machine(self) -> bool:
+        """Whether any of the splits lies in a folder."""
+        return any(split.on_this_machine for split in self.splits)
+
+    def will_read(self, rows: Rows) -> None:
         """A hint to the kernel, as `Split.will_read`."""
-        source = np.searchsorted(self._starts, positions, side="right") - 1
+        source = np.searchsorted(self._shard_starts, rows.shards, side="right") - 1
         for n in np.unique(source):
-            self.splits[n].will_read(positions[source == n] - self._starts[n])
+            own = Rows._make(column[source == n] for column in rows)
+            self.splits[n].will_read(own._replace(shards=own.shards - self._shard_starts[n]))
 
     def fetch_ahead(
         self,

@@ -5,10 +5,9 @@ this file adds is the running ahead (one thread that prepares batches into a sho
 """
 
 import logging
-import queue
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -21,11 +20,14 @@ from shards.index import ENCODING_NAMES
 from shards.joined import JoinedSplit
 from shards.layout import layout_of
 from shards.plan import Plan, PlanConfig, Slice, check_world
-from shards.shardset import Split
+from shards.running_ahead import Worker
+from shards.split import Rows, Split
 from shards.views import AnyDrawn, AnyTransform
 from shards.words import counted
 
 log = logging.getLogger(__name__)
+TOGETHER_BYTES = 1 << 25  # of pixels made
+MOST_TOGETHER = 4
 
 
 class Batch(NamedTuple):
@@ -47,9 +49,13 @@ class BadSamples(ValueError):
     """More samples are unreadable than the run allows; the text names them."""
 
 
-class _Prepared(NamedTuple):
-    batches: list[Batch]
-    consumed: int
+class Looked(NamedTuple):
+    """What this rank takes of some steps, which end after `end` samples of the run."""
+
+    steps: int
+    end: int
+    part: Slice
+    rows: Rows
 
 
 class Loader:
@@ -139,14 +145,14 @@ class Loader:
         self.global_batch, self.node_ranks = global_batch, node_ranks
         self.plan.slice(0, world, rank)  # refuses a rank outside the world
         self.executor = choose_executor(executor, self.device)
-        self._make: Callable[[], Any] = lambda: make_executor(
+        self.make_executor: Callable[[], Any] = lambda: make_executor(
             self.executor, split, transform, batch=share, threads=threads, device=self.device, layout=self.layout
         )
         self.samples_consumed = samples_consumed
         self.wait_seconds = 0.0
         self.bad: list[tuple[str, str]] = []
         self._bad_keys: set[str] = set()
-        self._worker: _Worker | None = None
+        self._worker: Worker | None = None
 
     @property
     def num_samples(self) -> int:
@@ -161,7 +167,7 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         """Batches from `samples_consumed` on. One iteration at a time; a new one ends the one before."""
         self.close()
-        worker = self._worker = _Worker(self)
+        worker = self._worker = Worker(self)
         try:
             while True:
                 begun = time.perf_counter()
@@ -182,42 +188,79 @@ class Loader:
             self._worker.close()
             self._worker = None
 
-    def hint(self, consumed: int) -> None:
-        """Let the kernel bring the global batch after `consumed` samples while the one before is decoded."""
-        end = self.plan.samples_per_epoch if self.plan.config.tail == "partial" else None
-        if end is None or consumed < end:
-            part = self.plan.slice(consumed, self.world, self.rank, global_batch=self.global_batch)
-            self.split.will_read(part.positions)
+    def steps_together(self, consumed: int) -> int:
+        """Steps after `consumed` samples that are planned, drawn and handed to the executor in one go.
 
-    def start(self, executor: Any, consumed: int) -> list[Callable[[], Batch]]:
-        """Begin the rank's part of the global batch after `consumed` samples; each call waits for `micro_batch` of it.
+        Small images that need no decoding cost less to make than a step costs to prepare; samples do not depend on it.
+        """
+        if self.executor != "host" or self.split.manifest.encoding != "raw":
+            return 1
+        pixels = self.transform.channels * sum(height * width for height, width in self.transform.sizes)
+        fit = TOGETHER_BYTES // (self.global_batch // self.world * pixels * np.dtype(self.layout.numpy_type).itemsize)
+        end = self.plan.samples_per_epoch if self.plan.config.tail == "partial" else None
+        left = MOST_TOGETHER if end is None else -(-(end - consumed) // self.global_batch)
+        return max(1, min(MOST_TOGETHER, fit, left))
+
+    def look(self, consumed: int) -> Looked | None:
+        """This rank's part of the steps after `consumed` samples, and its index; None at the end."""
+        end = self.plan.samples_per_epoch if self.plan.config.tail == "partial" else None
+        if end is not None and consumed >= end:
+            return None
+        starts = [consumed + n * self.global_batch for n in range(self.steps_together(consumed))]
+        parts = [self.plan.slice(at, self.world, self.rank, global_batch=self.global_batch) for at in starts]
+        part = (
+            parts[0]
+            if len(parts) == 1
+            else Slice._make(np.concatenate(columns) for columns in zip(*parts, strict=True))
+        )
+        end = consumed + len(parts) * self.global_batch
+        return Looked(len(parts), end, part, self.split.rows(part.positions))
+
+    def hint(self, consumed: int) -> Looked | None:
+        """`look`, and let the kernel bring these images while those before them are decoded."""
+        looked = self.look(consumed)
+        if looked is not None:
+            self.split.will_read(looked.rows)
+        return looked
+
+    def start(self, executor: Any, looked: Looked) -> list[list[Callable[[], Batch]]]:
+        """Begin these steps; of each, each call waits for `micro_batch` of it.
 
         While the executor's threads work on one part, the next can be planned, drawn and read.
         """
-        part = self.plan.slice(consumed, self.world, self.rank, global_batch=self.global_batch)
-        pieces = range(0, len(part.positions), self.micro_batch)
-        return [self._start(executor, Slice._make(column[i : i + self.micro_batch] for column in part)) for i in pieces]
+        count, micro = len(looked.part.positions), self.micro_batch
+        piece = count if looked.steps > 1 else micro
+        cuts: list[Callable[[], Batch]] = []
+        for first in range(0, count, piece):
+            part = Slice._make(column[first : first + piece] for column in looked.part)
+            rows = Rows._make(column[first : first + piece] for column in looked.rows)
+            batch = self._start(executor, part, rows)
+            cuts += [partial(batch, i, i + micro) for i in range(0, len(part.positions), micro)]
+        each = len(cuts) // looked.steps
+        return [cuts[i : i + each] for i in range(0, len(cuts), each)]
 
-    def _start(self, executor: Any, part: Slice) -> Callable[[], Batch]:
-        rows = self.split.rows(part.positions)
+    def _start(self, executor: Any, part: Slice, rows: Rows) -> Callable[[int, int], Batch]:
+        """Begin; the call waits, and gives the samples of numbers start to stop."""
         sizes = np.stack([rows.heights, rows.widths], axis=1).astype(np.int64)
         keys = DrawKeys(self.seed, part.epochs, rows.sample_ids, part.occurrences)
         parameters = self.transform.draw(keys, sizes[:, 0], sizes[:, 1])
         images, failures = self.split.read_all(part.positions, rows, self.verify)
         good = np.array([i for i in range(len(images)) if i not in failures], np.int64)
-        finish = self._execute(executor, images, rows.encodings, sizes, parameters, good)
+        finish = cache(self._execute(executor, images, rows.encodings, sizes, parameters, good))
         labels = torch.from_numpy(self.split.targets(part.positions, rows))
         ids = torch.from_numpy(np.ascontiguousarray(rows.sample_ids).view(np.int64))
 
-        def batch() -> Batch:
+        def batch(start: int, stop: int) -> Batch:
             made, refused = finish()
-            pixels, *more = (view.to(self.device) for view in (made if isinstance(made, tuple) else (made,)))
+            views = made if isinstance(made, tuple) else (made,)
+            pixels, *more = (view[start:stop].to(self.device) for view in views)
             failures.update(refused)
-            for i in sorted(failures):
+            bad = [i for i in sorted(failures) if start <= i < stop]
+            for i in bad:
                 self._book(self.split.key(int(part.positions[i])), failures[i])
             valid = part.valid.copy()
-            valid[list(failures)] = False
-            told = [tensor.to(self.device) for tensor in (labels, ids, torch.from_numpy(valid))]
+            valid[bad] = False
+            told = [tensor[start:stop].to(self.device) for tensor in (labels, ids, torch.from_numpy(valid))]
             return Batch(pixels, told[0], told[1], told[2], tuple(more))
 
         return batch
@@ -271,73 +314,3 @@ class Loader:
 def _allowed_bad(split: Split | JoinedSplit, max_bad: int) -> int:
     """Samples that may be masked: a number fit for millions would let a small set train on nothing."""
     return min(max_bad, max(split.num_samples // 10, 1))
-
-
-class _Worker:
-    """One thread that prepares batches ahead of the consumer; an error there is raised at the consumer."""
-
-    def __init__(self, loader: Loader):
-        self._loader = loader
-        self._queue: queue.Queue[_Prepared | BaseException | None] = queue.Queue(max(loader.prefetch, 1))
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="loader", daemon=True)
-        self._thread.start()
-
-    def _work(self) -> None:
-        try:
-            for prepared in self._prepare():
-                if not self._put(prepared):
-                    return
-            self._put(None)
-        except BaseException as error:  # handed over, not swallowed: `next` raises it
-            self._put(error)
-
-    def _prepare(self) -> Iterator[_Prepared]:
-        loader, plan = self._loader, self._loader.plan
-        consumed, batch = loader.samples_consumed, loader.global_batch
-        end = plan.samples_per_epoch if plan.config.tail == "partial" else None
-        begun: list[Callable[[], Batch]] | None = None  # the step before, in the hands of the executor's threads
-        executor = loader._make()
-        ahead = loader.split.fetch_ahead(
-            plan,
-            consumed,
-            world=loader.world,
-            rank=loader.rank,
-            node_ranks=loader.node_ranks,
-            global_batch=batch,
-        )
-        try:
-            while end is None or consumed < end:
-                ahead.advance(consumed)
-                loader.hint(consumed + batch)
-                started = loader.start(executor, consumed)
-                if begun is not None:
-                    yield _Prepared([finish() for finish in begun], consumed)
-                begun, consumed = started, consumed + batch
-            if begun is not None:
-                yield _Prepared([finish() for finish in begun], consumed)
-        finally:
-            ahead.close()
-            executor.close()
-
-    def _put(self, item: _Prepared | BaseException | None) -> bool:
-        while not self._stop.is_set():
-            try:
-                self._queue.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def next(self) -> _Prepared | None:
-        """The next step's batches; None at the end."""
-        item = self._queue.get()
-        if isinstance(item, BaseException):
-            raise item
-        return item
-
-    def close(self) -> None:
-        """Stop, and wait for the thread."""
-        self._stop.set()
-        if self._thread is not threading.current_thread():
-            self._thread.join()

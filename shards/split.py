@@ -239,14 +239,18 @@ class Split:
         offset = int(columns.offsets[row])
         return self.storage.tar(info)[offset : offset + int(columns.sizes[row])]
 
-    def will_read(self, positions: np.ndarray) -> None:
+    @property
+    def on_this_machine(self) -> bool:
+        """Whether the tars lie in a folder; others are fetched, and come whole."""
+        return isinstance(self.storage, LocalFolder)
+
+    def will_read(self, rows: Rows) -> None:
         """Tell the kernel what is read soon, so that a disk brings it meanwhile, all of it side by side.
 
-        Does nothing where the tars are fetched: they come whole.
+        Does nothing where the tars are fetched.
         """
         if not isinstance(self.storage, LocalFolder):
             return
-        rows = self.rows(positions)
         for shard, offset, size in zip(rows.shards.tolist(), rows.offsets.tolist(), rows.sizes.tolist(), strict=True):
             self.storage.will_read(self.shards[shard], offset, size)
 
