@@ -15,7 +15,8 @@ import torch
 
 from shards.draws import DrawKeys
 from shards.executors import choose_executor, make_executor
-from shards.host_executor import Failure, refuse_bits
+from shards.host_executor import Failure
+from shards.host_operators import refuse_bits
 from shards.index import ENCODING_NAMES
 from shards.joined import JoinedSplit
 from shards.layout import layout_of
