@@ -37,10 +37,13 @@ border-radius:10px}
 .tile .what{color:var(--soft);font-size:13px}
 .tile .value{margin-top:2px;font-size:31px;font-weight:650;letter-spacing:-.02em;line-height:1.2}
 .tile .note{color:var(--soft);font-size:13px}
-.scroll{overflow-x:auto}
+.scroll,.maps{overflow-x:auto;background:linear-gradient(90deg,var(--surface) 40%,transparent) 0 0/30px 100% local,
+linear-gradient(270deg,var(--surface) 40%,transparent) 100% 0/30px 100% local,
+linear-gradient(90deg,var(--edge),transparent) 0 0/10px 100%,
+linear-gradient(270deg,var(--edge),transparent) 100% 0/10px 100%;background-repeat:no-repeat}
 .scroll:focus-visible{outline-offset:4px}
 .scroll svg.chart{display:block;max-width:100%;height:auto;min-width:min(100%,560px)}
-.maps{display:flex;gap:12px;overflow-x:auto;padding-bottom:4px}
+.maps{display:flex;gap:12px;padding-bottom:4px}
 .maps svg.chart{flex:1 1 330px;min-width:330px;max-width:440px;height:auto}
 .maps.own svg.chart{flex:0 0 auto;min-width:0}
 figure{margin:0}
@@ -81,10 +84,13 @@ font-size:13.5px}
 .bar i{display:block;min-width:2px}
 code{font:12.5px/1.4 ui-monospace,'SF Mono',Menlo,'DejaVu Sans Mono',monospace;overflow-wrap:anywhere}
 footer{padding-top:30px;padding-bottom:48px;color:var(--soft);font-size:13px}
+/* Shrunk to a phone, a chart of 1080 px has letters of 3: there it keeps its size and scrolls. */
+@media screen and (max-width:900px){.scroll svg.chart{max-width:none;min-width:0}}
 @media (max-width:640px){main,header .inner,nav .inner,footer{padding:0 14px}header{padding:26px 0 18px}
 .card{padding:14px}.facts{grid-template-columns:1fr}.facts dd{margin-bottom:6px}.samples{grid-template-columns:1fr}}
 @media print{nav{display:none}body{font-size:11pt;background:#fff}.card,.tile{break-inside:avoid;border-color:#ccc}
-section{padding-top:16px}.scroll,.maps,details .scroll{overflow:visible;max-height:none}.maps{flex-wrap:wrap}
+section{padding-top:16px}.scroll,.maps,details .scroll{overflow:visible;max-height:none;
+background:none}.maps{flex-wrap:wrap}
 table{font-size:8.5pt}.interval{font-size:8pt}th,td{padding:3px 8px 3px 0;white-space:normal}
 .scroll svg.chart{min-width:0}.samples img{max-width:100%}}
 """
@@ -92,10 +98,9 @@ table{font-size:8.5pt}.interval{font-size:8pt}th,td{padding:3px 8px 3px 0;white-
 
 def page(title: str, head: str, sections: Sequence[tuple[str, str, str]], foot: str) -> str:
     """The whole document: `head` above, then (anchor, name for the navigation, HTML) a section."""
-    dark = style("dark") + ":root{--page:#0f1115}"
-    css = (
-        f"{style('light')}:root{{--page:#f6f7f9}}@media screen and (prefers-color-scheme:dark){{{dark}}}{CSS}{rules()}"
-    )
+    dark = style("dark") + ":root{--page:#0f1115;--edge:#0009}"
+    light = style("light") + ":root{--page:#f6f7f9;--edge:#0002}"
+    css = f"{light}@media screen and (prefers-color-scheme:dark){{{dark}}}{CSS}{rules()}"
     links = "".join(f'<a href="#{anchor}">{escape(name)}</a>' for anchor, name, _ in sections)
     body = "".join(
         f'<section id="{anchor}" aria-labelledby="{anchor}-title">{html}</section>' for anchor, _, html in sections

@@ -65,7 +65,7 @@ def trained(entries: Sequence[Entry]) -> str:
         "run",
         "start",
         "model",
-        "images",
+        "set",
         "pixels",
         "epochs",
         "steps",

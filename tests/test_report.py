@@ -143,7 +143,7 @@ def test_page_answers_its_questions(document):
 def test_page_is_for_light_and_dark(document):
     assert "prefers-color-scheme:dark" in document
     used = set(re.findall(r"var\(--([a-z0-9]+)\)", document))
-    assert used - {"tone"} <= {*LIGHT, "page", *(f"h{i}" for i in range(NUM_SHADES))}
+    assert used - {"tone"} <= {*LIGHT, "page", "edge", *(f"h{i}" for i in range(NUM_SHADES))}
     assert LIGHT.keys() == DARK.keys()
 
 

@@ -118,7 +118,9 @@ def test_surest_mistakes_come_first():
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (390, False)])
 def test_in_chromium(page, tmp_path, width, dark):
     """No console message, no request, and nothing wider than the window, measured in the page itself."""
-    probe = "<script>addEventListener('load',()=>{document.title=[innerWidth,document.documentElement.scrollWidth," \
+    probe = "<script>addEventListener('load',()=>{document.title=[Math.min(...[...document.querySelectorAll(" \
+        "'.scroll svg.chart')].map(e=>e.getBoundingClientRect().width/e.viewBox.baseVal.width)),innerWidth," \
+        "document.documentElement.scrollWidth," \
         "matchMedia('(prefers-color-scheme:dark)').matches,performance.getEntriesByType('resource')" \
         ".filter(e=>!e.name.startsWith('data:')).length].join(' ')})</script>"  # fmt: skip
     copy = tmp_path / "probed.html"
@@ -130,6 +132,7 @@ def test_in_chromium(page, tmp_path, width, dark):
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     title = done.stdout.split("<title>")[1].split("</title>")[0].split()
-    inner, wide, is_dark, requests = int(title[0]), int(title[1]), title[2] == "true", int(title[3])
+    share, inner, wide, is_dark, requests = float(title[0]), *map(int, title[1:3]), title[3] == "true", int(title[4])
+    assert share > 0.7  # of a chart's own size: letters of 9.5 px stay readable
     assert wide <= inner and is_dark == dark and requests == 0
     assert "CONSOLE" not in done.stderr
