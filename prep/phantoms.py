@@ -71,7 +71,8 @@ def draw_phantoms(
     if dataset not in LAYOUTS:
         raise ValueError(f"no phantoms for dataset {dataset!r}; known: {', '.join(LAYOUTS)}")
     if num_images < 10 or (size is not None and not 64 <= size <= 8192):
-        raise ValueError(f"{num_images} images of short side {size}: at least 10 images, 64 to 8192 pixels")
+        of_size = "" if size is None else f" of short side {size}"
+        raise ValueError(f"{num_images} images{of_size}: at least 10 images, 64 to 8192 pixels")
     if out.is_dir() and any(out.iterdir()) and not (out / PHANTOM_MARKER).is_file():
         raise ValueError(
             f"{out} holds other files: choose an empty folder for phantoms, so they never mix with real data"

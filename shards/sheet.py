@@ -129,7 +129,8 @@ def _draw_examples(
                 colour = COLOURS.get(split.name, SPARE_COLOUR)
                 axis.set_title(f"{split.name} · {split.num_samples:,} images", fontsize=11, color=colour, weight="bold")
             if column == 0:
-                axis.text(-0.03, 0.5, _wrap(shard_set.classes[row]), transform=axis.transAxes, ha="right", va="center")
+                name = _wrap(shard_set.classes[row])
+                axis.text(-0.03, 0.5, name, transform=axis.transAxes, ha="right", va="center", fontsize=9)
     depth = f"{manifest.channels} channel{'s' * (manifest.channels > 1)}, {manifest.bits} bit, {manifest.encoding}"
     view = f"{manifest.task} · view {shard_set.view_name}"
     figure.text(0.99, 0.985, f"{view} · {depth}{more}", ha="right", va="top", fontsize=9, color="#555555")
@@ -218,6 +219,8 @@ def write_sheet(shard_set: ShardSet, out: Path, *, seed: int = 0) -> Path:
     """Write the sheet to a .png, .svg or .pdf file; the same set and seed give the same picture."""
     if out.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise ValueError(f"{out.name}: a sheet is written as .png, .svg or .pdf")
+    if not out.parent.is_dir():
+        raise ValueError(f"there is no folder {out.parent} for {out.name}: make it, or choose another --out")
     with matplotlib.rc_context({"font.family": "DejaVu Sans", "svg.hashsalt": "medshard"}):
         figure = draw(shard_set, seed=seed)
         aside = out.with_name(f".{out.stem}.partial{out.suffix}")

@@ -101,6 +101,8 @@ def test_the_command_writes_the_same_picture_twice(tiny_set: Path, tmp_path: Pat
     assert picture.shape[1] == 1320 and (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     with pytest.raises(ValueError, match=r"x\.gif: a sheet is written as \.png"):
         main([str(tiny_set), "--out", str(tmp_path / "x.gif")])
+    with pytest.raises(ValueError, match=r"there is no folder .*nowhere for x\.png: make it"):
+        main([str(tiny_set), "--out", str(tmp_path / "nowhere" / "x.png")])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png"]
 
 
