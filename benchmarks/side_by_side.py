@@ -342,7 +342,7 @@ HEADS = ("images/s (ratio to ours)", "CPU ms an image", "start, s", "resume at 9
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer-python", default="", help="the interpreter of the peers' environment")
-    parser.add_argument("--samples", type=int, default=4800)
+    parser.add_argument("--samples", type=int, default=3200)
     parser.add_argument("--side", type=int, default=256, help="pixels of the stored images")
     parser.add_argument("--latency", type=float, default=0.02, help="seconds before each answer of the store")
     parser.add_argument("--rounds", type=int, default=3)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -232,7 +233,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "lately come from memory, not from the disk.",
         epilog="example: python -m shards bench data/shards/DDSM --preset full --threads 8",
     )
-    parser.add_argument("folder", help="a shard set")
+    parser.add_argument("folder", help="a shard set, or the URL of one")
+    parser.add_argument("--cache", type=Path, help="folder for what is fetched from a URL; the fetching counts")
     parser.add_argument("--threads", type=int, default=cores, help=f"that decode (default: all cores, here {cores})")
     parser.add_argument("--batch", type=int, default=64, help="samples a step (default 64)")
     parser.add_argument("--size", type=int, default=224, help="height and width that the model gets (default 224)")
@@ -244,7 +246,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     o = parser.parse_args(argv)
     names = ("split", "preset", "size", "batch", "threads", "executor", "seconds")
-    result = measure(ShardSet(o.folder), **{name: getattr(o, name) for name in names})
+    result = measure(ShardSet(o.folder, cache=o.cache), **{name: getattr(o, name) for name in names})
     shares = {name: round(share, 4) for name, share in result.shares.items()}
     print(
         json.dumps(asdict(result) | {"shares": shares, "verdict": verdict(result)}, indent=1)

@@ -20,7 +20,7 @@ import numpy as np
 import xxhash
 import zstandard
 
-from shards.command_line import Parser, called
+from shards.command_line import Parser, called, local_folder
 from shards.decoding import decode
 from shards.identity import sample_id
 from shards.index import ENCODING_NAMES, EXTENSION_ENCODINGS, Columns, idx_text
@@ -289,7 +289,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Verify a shard set: hashes, indices, images, labels, counts, and that no group is in two splits.",
         epilog="example: python -m shards check data/shards/DDSM --fast",
     )
-    parser.add_argument("folder", type=Path, help="a shard set, with its manifest.json")
+    parser.add_argument("folder", type=local_folder, help="a shard set, with its manifest.json")
     parser.add_argument("--fast", action="store_true", help="hash every byte but do not decode the images")
     parser.add_argument("--threads", type=int, default=2, help="shards checked at a time (default 2)")
     parser.add_argument("--quiet", action="store_true", help="no progress, and no word where all is well")

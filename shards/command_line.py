@@ -85,6 +85,17 @@ class Parser(argparse.ArgumentParser):
         sys.exit(EXIT_USER_ERROR)
 
 
+def local_folder(text: str) -> Path:
+    """The type of an argument that must be a folder of this machine: a URL is told as one, not looked for."""
+    if "://" in text:
+        shown = re.sub(r"://[^/@]*@", "://", text).partition("?")[0]
+        raise argparse.ArgumentTypeError(
+            f"{shown} is a URL, and this works on a folder of this machine: copy the set here first (info, plan, bench "
+            "and sheet read URLs)"
+        )
+    return Path(text)
+
+
 def called(tool: str = "") -> str:
     """How the running script is called; `python -m shards TOOL` where that is how it was started."""
     script = Path(sys.argv[0])

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from shards.command_line import Parser
+from shards.command_line import Parser, local_folder
 from shards.dealing import deal, one_hot
 from shards.manifest import Manifest, write_aside
 from shards.overrides import SPLIT_ORDER
@@ -193,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog="example: python -m shards split data/shards/DDSM --folds 5\n"
         "         ./launch.sh train --shards data/shards/DDSM --split-file fold-0-of-5-seed-0 …",
     )
-    parser.add_argument("folder", type=Path, help="a shard set")
+    parser.add_argument("folder", type=local_folder, help="a shard set")
     parser.add_argument(
         "--folds", type=int, help="K: fold i tests on part i, validates on the next, trains on the rest"
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.command_line import Parser
+from shards.command_line import Parser, local_folder
 from shards.manifest import Grouping, Manifest, ShardInfo, Source, SplitInfo
 from shards.reshard import copy_split, new_folder, parse_size, shared_fields
 from shards.storage import open_columns
@@ -172,8 +172,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Join sets of equal task and classes. Sets made with one salt are proved apart by patient.",
         epilog="example: python -m shards merge data/shards/A data/shards/B --out data/shards/AB",
     )
-    parser.add_argument("folders", type=Path, nargs="+", help="two shard sets or more")
-    parser.add_argument("--out", type=Path, required=True, help="the folder to make")
+    parser.add_argument("folders", type=local_folder, nargs="+", help="two shard sets or more")
+    parser.add_argument("--out", type=local_folder, required=True, help="the folder to make")
     parser.add_argument("--name", help="what the new set is called (default: the folder's name)")
     parser.add_argument("--shard-size", default="256MB", help="about how large a tar becomes (default 256MB)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")

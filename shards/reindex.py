@@ -7,7 +7,7 @@ python -m shards index downloads/tars --classes benign,malignant
 from collections.abc import Sequence
 from pathlib import Path
 
-from shards.command_line import Parser
+from shards.command_line import Parser, local_folder
 from shards.foreign import index_foreign
 from shards.indexing import mend
 from shards.manifest import MANIFEST_NAME
@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "WebDataset tars in it (KEY.jpg with KEY.cls or KEY.json) and write a manifest, so that our loader reads them.",
         epilog="example: python -m shards index downloads/tars --classes benign,malignant",
     )
-    parser.add_argument("folder", type=Path, help="a shard set, or a folder of .tar files")
+    parser.add_argument("folder", type=local_folder, help="a shard set, or a folder of .tar files")
     parser.add_argument("--private", type=Path, help="the set's private folder (default: NAME.private beside it)")
     parser.add_argument("--classes", help="foreign tars: class names, separated by commas (default: the labels)")
     parser.add_argument("--split", default="train", help="foreign tars not called train*, val*, test* (default train)")

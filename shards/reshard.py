@@ -15,7 +15,7 @@ from typing import Any
 
 import xxhash
 
-from shards.command_line import Parser
+from shards.command_line import Parser, local_folder
 from shards.index import ENCODING_NAMES, EXTENSION_ENCODINGS, Columns
 from shards.indexing import document_of, entries_of, metadata_of
 from shards.manifest import Manifest, MetadataField, ShardInfo, metadata_fields
@@ -184,8 +184,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Write a set again with shards of another size; keys, sample ids, order and bytes of images stay.",
         epilog="example: python -m shards reshard data/shards/DDSM data/shards/DDSM-512 --shard-size 512MB",
     )
-    parser.add_argument("folder", type=Path, help="a shard set")
-    parser.add_argument("out", type=Path, help="the folder to make")
+    parser.add_argument("folder", type=local_folder, help="a shard set")
+    parser.add_argument("out", type=local_folder, help="the folder to make")
     parser.add_argument("--shard-size", default="256MB", help="about how large a tar becomes (default 256MB)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(argv)

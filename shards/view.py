@@ -12,7 +12,7 @@ import matplotlib
 import numpy as np
 import torch
 
-from shards.command_line import Parser
+from shards.command_line import Parser, local_folder
 from shards.decoding import decode
 from shards.draws import DrawKeys
 from shards.executors import choose_executor, make_executor
@@ -205,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "the drawn parameters; coloured frames on the stored image are the windows that were cut.",
         epilog="example: python -m shards view data/shards/DDSM --preset study --executor both",
     )
-    parser.add_argument("folder", type=Path, help="a shard set, with its manifest.json")
+    parser.add_argument("folder", type=local_folder, help="a shard set, with its manifest.json")
     parser.add_argument("--preset", choices=list(PRESETS), default="light", help="the augmentation (default light)")
     parser.add_argument("--operators", help="JSON as the trainer's --train-operators, in place of the preset")
     parser.add_argument("--split", default="train", help="which split (default train)")

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from faulty_server import serve
 
 from shards.bench import Result, main, measure, positions_of, table, verdict
 from shards.loader import Loader
@@ -46,6 +47,16 @@ def test_json_holds_every_stage_and_the_verdict(tiny_set: Path, capsys: pytest.C
     assert min(found[stage] for stage in ("read", "decode", "pipeline", "first_batch_seconds")) > 0
     assert sum(found["shares"].values()) == pytest.approx(1, abs=0.001)
     assert found["verdict"].startswith("limit: ")
+
+
+def test_a_set_at_a_url_is_measured_through_a_cache(
+    tiny_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serve(tiny_set) as server:
+        assert main([server.url, *QUICK, "--cache", str(tmp_path / "cache"), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["images"] == 60 and list(tmp_path.rglob("train-*.tar"))
+        with pytest.raises(ValueError, match=r"give a folder for what is fetched .*--cache DIR"):
+            main([server.url, *QUICK])
 
 
 def test_the_table_names_each_stage(tiny_set: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -159,3 +159,12 @@ def test_the_trainers_help_is_short_and_whole() -> None:
     short, whole = run("train/run.py --help").stdout, run("train/run.py --help-all").stdout
     assert len(short.splitlines()) < 70 and "--label-smoothing" not in short and "--label-smoothing" in whole
     assert "--help-all shows every flag" in short
+
+
+@pytest.mark.parametrize("command", ["check U", "index U", "reshard U new", "merge U U --out new", "split U", "view U"])
+def test_a_url_where_a_folder_is_wanted_is_told_as_one(command: str) -> None:
+    """Not as a folder that does not exist, and without what it holds of secrets."""
+    done = run(f"-m shards {command.replace('U', 'https://me:secret@host/set?sig=secret')}")
+    assert done.returncode == 2 and done.stderr.startswith("error: argument folder")
+    assert "https://host/set is a URL, and this works on a folder of this machine: copy the set here" in done.stderr
+    assert "secret" not in done.stderr and done.stderr.count("\n") == 1
