@@ -19,7 +19,9 @@ from train.config_file import load
 from train.ds_settings import read
 from train.optimisation import Rates, add_lars
 from train.run import main
-from train.study_params import CONSTANTS, Keys, boundary, operators, translate
+from train.study_keys import Keys
+from train.study_params import CONSTANTS, boundary, translate
+from train.study_transforms import operators
 
 OFF = {"apply": False}
 PARAMS: dict[str, Any] = {

@@ -29,10 +29,11 @@ from train.engine import Ranks, agree, build_engine, join
 from train.job import Job
 from train.layers import classifier_keys, layer_groups
 from train.lock import take
-from train.loop import Progress, Trainer
+from train.loop import Trainer
 from train.metrics import check_metric
 from train.models import create, report_of, take_any_size
 from train.optimisation import Rates, make_optimizer, scaled
+from train.progress import Progress
 from train.pulse import Pulse
 from train.reporting import Reporter, dumps
 from train.resharding import load_weights, read_whole

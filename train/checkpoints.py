@@ -62,6 +62,21 @@ def seal(part: Path, state: Mapping[str, Any], *, world: int, stage: int) -> Pat
     return final
 
 
+def fresh(part: Path) -> bool:
+    """Clear what an interrupted writer left; False where the checkpoint is there, whole."""
+    final = part.with_name(part.name.removesuffix(PART))
+    if part.exists():
+        shutil.rmtree(part)
+    if not final.exists():
+        return True
+    try:
+        read(final)
+        return False
+    except ValueError:
+        shutil.rmtree(final)
+        return True
+
+
 def prune(folder: Path, keep: int) -> None:
     """Remove all but the newest `keep` checkpoints, and what interrupted writers left."""
     for path in _tags(folder)[keep:]:

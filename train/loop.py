@@ -4,12 +4,11 @@ A step depends on (config, weights, samples consumed) alone: learning rate, orde
 of them, so a resumed run goes on as if it had never stopped.
 """
 
-import hashlib
 import math
 import shutil
 import time
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from train.monitoring import knn_metrics, show, wants_features
 from train.objective import divisor, stand_ins, total_weight, views_loss
 from train.optimisation import Rates
 from train.pictures import batch_grid
+from train.progress import Progress, merged, passed, step_seed
 from train.pulse import Pulse
 from train.reporting import Reporter
 from train.resharding import Whole, load_optimizer
@@ -41,19 +41,6 @@ class Preempted(Exception):
 
 class Diverged(ValueError):
     """The loss is not finite, on every rank alike; no weight has moved since."""
-
-
-@dataclass
-class Progress:
-    """How far a run is: all that a checkpoint keeps besides the tensors."""
-
-    step: int = 0
-    consumed: int = 0
-    validated: int = -1  # step of the last validation
-    history: list[float | None] = field(default_factory=list)  # target metric of each validation, None is undefined
-    best: dict[str, Any] | None = None  # value, step, epoch, metrics
-    scaler: dict[str, Any] | None = None  # of fp16
-    bad: list[list[str]] = field(default_factory=list)  # key and reason of unreadable training images
 
 
 class Trainer:
@@ -89,7 +76,7 @@ class Trainer:
                 self._step(batch)
                 self.reporter.step(loader.wait_seconds - waited)
                 waited = loader.wait_seconds
-                progress.bad = _merged(progress.bad, loader.bad)
+                progress.bad = merged(progress.bad, loader.bad)
                 self._validate_if_due()
                 if (ends := progress.step in (last, stop_after)) or self._epoch_ended():
                     self.save(must=ends)
@@ -283,7 +270,7 @@ class Trainer:
         progress.scaler = scaler.state_dict() if scaler is not None else None
         self._model_to_evaluate()
         self.pulse.beat(f"the checkpoint of step {progress.step}")
-        if agree(lambda: _fresh(part)):
+        if agree(lambda: checkpoints.fresh(part)):
             if (wrong := self._write(part)) is not None:
                 line = f"the checkpoint of step {progress.step} could not be written ({wrong}): free space in {folder}"
                 if must:
@@ -333,17 +320,6 @@ class Trainer:
         return passed(self.progress.consumed, self.job.batch, self.samples_per_epoch)
 
 
-def passed(consumed: int, batch: int, every: float) -> bool:
-    """Whether the last `batch` of `consumed` samples crossed a multiple of `every`."""
-    return math.floor(consumed / every + 1e-9) > math.floor((consumed - batch) / every + 1e-9)
-
-
-def step_seed(seed: int, consumed: int, rank: int) -> int:
-    """Of torch's generator in a step (dropout, stochastic depth): the same after a resume, another on every rank."""
-    digest = hashlib.blake2b(f"{seed}/{consumed}/{rank}".encode(), digest_size=8, person=b"medshard-step").digest()
-    return int.from_bytes(digest, "little") >> 1
-
-
 def train_mode(engine: nn.Module) -> None:
     """Training mode, but for modules all of whose parameters are frozen: their BatchNorm statistics stay."""
     engine.train()
@@ -351,23 +327,3 @@ def train_mode(engine: nn.Module) -> None:
         own = list(module.parameters())
         if own and not any(parameter.requires_grad for parameter in own):
             module.eval()
-
-
-def _fresh(part: Path) -> bool:
-    """Clear what an interrupted writer left; False where the checkpoint is there, whole."""
-    final = part.with_name(part.name.removesuffix(checkpoints.PART))
-    if part.exists():
-        shutil.rmtree(part)
-    if not final.exists():
-        return True
-    try:
-        checkpoints.read(final)
-        return False
-    except ValueError:
-        shutil.rmtree(final)
-        return True
-
-
-def _merged(known: list[list[str]], found: list[Any]) -> list[list[str]]:
-    seen = {tuple(entry) for entry in known}
-    return known + [list(entry) for entry in found if tuple(entry) not in seen]

@@ -34,11 +34,12 @@ from train.ds_settings import DeepSpeedSettings
 from train.engine import Ranks, agree, join, plain_copy
 from train.job import Job
 from train.layers import layer_groups
-from train.loop import Diverged, Progress
+from train.loop import Diverged
 from train.lr_figure import grid_figure, range_figure, save_figure
 from train.lr_trial import Notebook, Ramp, RangeNotebook, Trial
 from train.models import create
 from train.optimisation import Rates, make_optimizer, scaled
+from train.progress import Progress
 from train.pulse import Pulse
 from train.reporting import Reporter, dumps
 from train.rundir import read_json, with_nan

@@ -3,7 +3,6 @@
 Every key is taken, refused in one line, or named in a note with what to do instead; none is passed over in silence.
 """
 
-import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any, NamedTuple
 
 from shards.transforms import transform_of
 from train.models import build, study_name
+from train.study_keys import Keys
+from train.study_transforms import final_size, operators
 
 # Mean and std of the study's constants, on the 0..1 scale.
 CONSTANTS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
@@ -36,37 +37,6 @@ class Translated(NamedTuple):
     fields: dict[str, Any]
     deepspeed: dict[str, Any]
     notes: list[str]
-
-
-class Keys:
-    """A table of params.json whose keys are ticked off as they are read."""
-
-    def __init__(self, content: Any, path: str = "") -> None:
-        if not isinstance(content, Mapping):
-            raise ValueError(f"params {path or 'file'} holds {content!r}, not a table of keys")
-        self._content, self._path, self._asked = content, path, set[str]()
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """The value of a key."""
-        self._asked.add(key)
-        return self._content.get(key, default)
-
-    def table(self, key: str) -> "Keys":
-        """A table below; empty where there is none."""
-        return Keys(self.get(key, {}), f"{self._path}{key}.")
-
-    def done(self, *others: str) -> None:
-        """Refuse keys that nothing asked for, with the nearest that is known."""
-        known = sorted(self._asked | set(others))
-        for key in self._content:
-            if key not in known:
-                near = difflib.get_close_matches(key, known, n=1)
-                hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-                raise ValueError(f"params: unknown key {self._path}{key}: {hint}")
-
-    def fail(self, key: str, got: Any, why: str) -> ValueError:
-        """A mistake at a key, as an error to raise."""
-        return ValueError(f"params: {self._path}{key} is {got!r}: {why}")
 
 
 def translate(content: Mapping[str, Any], *, exact: bool = False, world: int | None = None) -> Translated:
@@ -112,74 +82,9 @@ def _dataset(keys: Keys, fields: dict[str, Any], notes: list[str]) -> None:
             "val_transforms", "another transform than test_transforms", "validation and test share one here"
         )
     keys.done()
-    fields["image_size"] = _final_size(fields["eval_operators"])
+    fields["image_size"] = final_size(fields["eval_operators"])
     if len(transform_of(fields["train_operators"], *CONSTANTS[name]).sizes) > 1:
         notes.append("MultiCrop: the loss is the mean of the losses of the views; evaluation takes one view")
-
-
-# What the study's transforms take; a RandomCrop's p does nothing there.
-PARAMETERS: dict[str, tuple[str, ...]] = {
-    "Resize": ("height", "width"), "CenterCrop": ("height", "width"),
-    "RandomCrop": ("height", "width", "padding", "p"), "RandomResizedCrop": ("size", "scale"),
-    "MultiCrop": ("n_crops", "sizes", "scales"), "VerticalFlip": ("p",), "HorizontalFlip": ("p",),
-    "RandomRotation": ("angle", "p"), "ColorJitter": ("brightness", "contrast", "saturation", "hue", "p"),
-    "RandomGrayscale": ("p",), "RandomGaussianBlur": ("radius_min", "radius_max", "p"),
-    "RandomAffine": ("degrees", "translate", "scale", "shear", "p"),
-    "RandomPerspective": ("distortion_scale", "p"), "RandomSolarize": ("threshold", "p"),
-    "RandomErasing": ("scale", "ratio", "value", "p"),
-}  # fmt: skip
-
-
-def operators(keys: Keys, channels: int = 3) -> list[dict[str, Any]]:
-    """The operators of a transform table, in the study's order; MultiCrop takes the place of RandomResizedCrop."""
-    steps: list[dict[str, Any]] = []
-
-    def add(name: str, op: str, **parameters: str | Any) -> None:
-        of = keys.table(name)
-        of.done("apply", *PARAMETERS[name])
-        if of.get("apply", False):
-            taken = {mine: theirs(of) if callable(theirs) else of.get(theirs) for mine, theirs in parameters.items()}
-            steps.append({"op": op} | {mine: value for mine, value in taken.items() if value is not None})
-
-    def sides(of: Keys) -> list[int]:
-        return [of.get("height"), of.get("width")]
-
-    def plus_minus(key: str) -> Any:
-        return lambda of: [-of.get(key), of.get(key)] if of.get(key) is not None else None
-
-    several = bool(keys.table("MultiCrop").get("apply", False))
-    add("Resize", "Resize", size=sides)
-    add("CenterCrop", "CenterCrop", size=sides)
-    add("RandomCrop", "RandomCrop", size=sides, padding="padding")
-    if not several:  # as the study: it switches the other off
-        add("RandomResizedCrop", "RandomResizedCrop", size="size", scale="scale")
-    keys.get("RandomResizedCrop")
-    add("MultiCrop", "MultiCrop", counts="n_crops", sizes="sizes", scales="scales")
-    add("VerticalFlip", "VerticalFlip", p="p")
-    add("HorizontalFlip", "HorizontalFlip", p="p")
-    add("RandomRotation", "Rotation", p="p", degrees=plus_minus("angle"))
-    jitter = {name: name for name in ("p", "brightness", "contrast", "saturation", "hue")}
-    add("ColorJitter", "ColorJitter", **jitter)
-    add("RandomGrayscale", "Grayscale", p="p")
-    add("RandomGaussianBlur", "GaussianBlur", p="p", sigma=lambda of: [of.get("radius_min"), of.get("radius_max")])
-    affine = {"translate": "translate", "scale": "scale", "degrees": plus_minus("degrees")}
-    add("RandomAffine", "Affine", p="p", shear=lambda of: [-of.get("shear", 0), of.get("shear", 0), 0, 0], **affine)
-    add("RandomPerspective", "Perspective", p="p", distortion_scale="distortion_scale")
-    add("RandomSolarize", "Solarize", p="p", threshold="threshold")
-    if not keys.get("Normalize", True):
-        steps.append({"op": "Normalize", "mean": [0.0] * channels, "std": [1.0] * channels})
-    add("RandomErasing", "Erasing", p="p", scale="scale", ratio="ratio", value="value")
-    keys.done()
-    return steps
-
-
-def _final_size(steps: list[dict[str, Any]]) -> int:
-    sizes = [step["size"] for step in steps if "size" in step]
-    last = sizes[-1] if sizes else None
-    pair = [last, last] if isinstance(last, int) else last
-    if pair is None or pair[0] != pair[1]:
-        raise ValueError(f"params: the evaluation transform ends in {pair}: end it in a square crop or Resize")
-    return int(pair[0])
 
 
 def _loaders(keys: Keys, world: int, fields: dict[str, Any], deepspeed: dict[str, Any], notes: list[str]) -> None:
