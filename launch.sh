@@ -96,7 +96,7 @@ in_own_session() {
         stop_run "$signal"' INT
     while kill -0 "$group" 2>/dev/null; do
         status=0
-        wait "$group" || status=$?
+        wait "$group" 2>/dev/null || status=$? # bash would tell of the KILL
     done
     while kill -0 -- "-$group" 2>/dev/null && ((interrupts < 2 && seconds++ < 60)); do sleep 1; done
     trap - INT TERM USR1
