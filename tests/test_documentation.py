@@ -38,7 +38,8 @@ def test_the_code_of_extending_runs(tmp_path: Path):
 
 
 def test_every_key_of_the_studys_files_stands_on_its_page():
-    code, page = (ROOT / "train" / "study_params.py").read_text(), (ROOT / "docs" / "params.md").read_text()
+    operators = (ROOT / "train" / "study_transforms.py").read_text()
+    code, page = (ROOT / "train" / "study_params.py").read_text() + operators, (ROOT / "docs" / "params.md").read_text()
     known = set(re.findall(r'\.(?:get|table)\(\s*"(\w+)"', code))
     transforms = code[code.index("PARAMETERS: dict") : code.index("def operators")]
     known |= set(re.findall(r'"(\w+)"', transforms))
