@@ -43,7 +43,7 @@ def write_bucket(path: Path, images: Iterable[tuple[str, Encoded | str]], *, alo
     aside.unlink(missing_ok=True)
     try:
         with sqlite3.connect(aside, isolation_level=None) as database:
-            database.executescript(f"pragma journal_mode=off; pragma synchronous=off; begin; {TABLE} without rowid")
+            database.executescript(f"pragma journal_mode=off; pragma synchronous=off; begin; {TABLE}")
             database.executemany("insert into images values (?, ?, ?, ?, ?, ?, ?)", map(_row, sorted(images)))
             database.execute("commit")
         database.close()
