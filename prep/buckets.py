@@ -22,13 +22,17 @@ TABLE = "create table images (key text primary key, height int, width int, size 
 
 
 class Encoded(NamedTuple):
-    """One image as it will be stored: its encoding, pixels a side, metadata, and the bytes that were read for it."""
+    """One image as it will be stored: its encoding, pixels a side, metadata, and the bytes that were read for it.
+
+    `frames`: of the file, which has several only where it is DICOM.
+    """
 
     data: bytes
     height: int
     width: int
     told: Metadata
     size: int
+    frames: int = 1
 
 
 def write_bucket(path: Path, images: Iterable[tuple[str, Encoded | str]], *, alone: bool = True) -> None:

@@ -2,9 +2,12 @@
 
 For 8 bits: rescale slope and intercept, then the first VOI LUT, else the first window (LINEAR, LINEAR_EXACT or
 SIGMOID; DICOM PS3.3 C.11.2.1), else the full range of the stored bits. MONOCHROME1 is inverted, so that more tissue
-is always brighter. Padding becomes black. Overlays are not drawn. Of a multi-frame file the first frame is taken. For
-16 bits the stored values are kept as they are, moved to 0 where signed and inverted within their bits where
-MONOCHROME1: no window is applied.
+is always brighter. Padding becomes black. Overlays are not drawn. For 16 bits the stored values are kept as they are,
+moved to 0 where signed and inverted within their bits where MONOCHROME1: no window is applied.
+
+Of a file with several frames the first is taken, and the manifest warns of how many such files there are: frames of one
+file (slices of a tomosynthesis, a film) share label and patient, so which of them are samples is the user's choice,
+made by writing them as files.
 
 Decoders: pydicom's own and Pillow's, python-gdcm (JPEG lossless, JPEG-LS) and pylibjpeg-openjpeg (JPEG 2000, HTJ2K).
 No text of the header leaves this file: reasons name the transfer syntax at most.
@@ -48,18 +51,23 @@ def decode_dicom(data: bytes, bits: int = 8) -> np.ndarray:
             raise UndecodableImage(f"no decoder for DICOM {syntax}, {stored} bits ({type(error).__name__})") from None
 
 
-def refuse_burned_in(data: bytes) -> None:
-    """UndecodableImage where the header says that text is burned into the pixels: it may be a patient's name."""
+def frames_of(data: bytes, burned_in: str) -> int:
+    """The number of frames; UndecodableImage where `burned_in` is "refuse" and the header says that text is burned into
+    the pixels: it may be a patient's name.
+    """
     import pydicom
 
+    wanted = ["BurnedInAnnotation", "NumberOfFrames"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            header = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True, specific_tags=["BurnedInAnnotation"])
+            header = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True, specific_tags=wanted)
+            frames = int(header.get("NumberOfFrames") or 1)
         except Exception:  # a broken header is told of, with its reason, when the pixels are decoded
-            return
-    if str(header.get("BurnedInAnnotation") or "").upper() == "YES":
+            return 1
+    if burned_in == "refuse" and str(header.get("BurnedInAnnotation") or "").upper() == "YES":
         raise UndecodableImage("its header says that text is burned into the pixels (--burned-in keep takes it)")
+    return frames
 
 
 def pixel_size(path: Path) -> tuple[int, int]:

@@ -73,7 +73,7 @@ def make_manifest(
         source=Source(dataset=dataset.name, citation=dataset.citation, licence=dataset.licence, where=dataset.where),
         conversion=options.recorded(),
         versions=versions(),
-        warnings=[*plan.warnings, *_duplicates(tasks, results), *more_warnings],
+        warnings=[*plan.warnings, *_frames(results), *_duplicates(tasks, results), *more_warnings],
     )
 
 
@@ -108,6 +108,15 @@ def _duplicates(tasks: list[Task], results: dict[str, Outcome]) -> list[str]:
     return [
         f"{counted(len(shared), 'image', 'stand')} pixel by pixel in more than one split ({counts}); the first: {keys}"
     ]
+
+
+def _frames(results: dict[str, Outcome]) -> list[str]:
+    """A warning of files with several frames."""
+    count = sum(outcome.several_frames for outcome in results.values())
+    told = (
+        f"{count} DICOM files have several frames, of which the first alone is stored: write the wanted ones as files"
+    )
+    return [told] if count else []
 
 
 def _kept(task: Task, outcome: Outcome) -> list[str]:

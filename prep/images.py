@@ -99,6 +99,7 @@ class Prepared(NamedTuple):
     pixels: np.ndarray
     encoded: bytes
     metadata: dict[str, Value]
+    frames: int = 1  # of the file, of which the first is taken
 
 
 def prepare(data: bytes, options: PixelOptions, known: Metadata | None = None) -> Prepared:
@@ -108,16 +109,16 @@ def prepare(data: bytes, options: PixelOptions, known: Metadata | None = None) -
         UndecodableImage: the file gives no pixels.
     """
     told: dict[str, Value] = {}
+    frames = 1
     if is_dicom(data):
-        from prep.dicom import refuse_burned_in  # pydicom is needed only where DICOM files are
+        from prep.dicom import frames_of  # pydicom is needed only where DICOM files are
         from prep.subgroups import of_dicom
 
-        if options.burned_in == "refuse":
-            refuse_burned_in(data)
+        frames = frames_of(data, options.burned_in)
         told = of_dicom(data)
     wanted = options.short_side if options.crop == "none" else None
     pixels, size = _decode(data, options.channels, options.bits, wanted)
-    return _finish(pixels, size, options, told | dict(known or {}))
+    return _finish(pixels, size, options, told | dict(known or {}))._replace(frames=frames)
 
 
 def prepare_pixels(pixels: np.ndarray, options: PixelOptions, known: Metadata | None = None) -> Prepared:

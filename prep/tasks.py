@@ -94,8 +94,8 @@ class Outcome:
     """What one finished shard holds. `info` is None where no image of it decoded.
 
     `left_out` are (key, reason); `sums` and `squares` are exact sums over all stored pixels, a number a channel;
-    `hashes` are xxh3_64 of each stored image's pixels, in stored order; so are
-    `descriptors`, where asked for.
+    `several_frames` counts files of which only the first frame is stored; `hashes` are xxh3_64 of each stored image's
+    pixels, in stored order; so are `descriptors`, where asked for.
     """
 
     info: dict[str, Any] | None = None
@@ -107,6 +107,7 @@ class Outcome:
     sums: list[int] = field(default_factory=list)
     squares: list[int] = field(default_factory=list)
     descriptors: list[str] = field(default_factory=list)
+    several_frames: int = 0
 
     def measure(self, stored: np.ndarray) -> None:
         """Add one stored image, uint8|uint16[h, w, c], to the sums and hashes."""
@@ -201,7 +202,7 @@ def _add(
     tick: Callable[[int, bool], None],
 ) -> None:
     try:
-        encoded, height, width, metadata, size = _encoded(item, read, task)
+        encoded, height, width, metadata, size, frames = _encoded(item, read, task)
     except UndecodableImage as error:
         if task.strict:
             raise undecodable(item.key, str(error), task.folder) from None
@@ -216,6 +217,7 @@ def _add(
         outcome.descriptors.append(packed(descriptor(stored)))
     writer.add(item.key, encoded, task.pixels.format, item.labels, height, width, item.group, metadata=told)
     outcome.raw_bytes += size
+    outcome.several_frames += frames > 1
     tick(size, True)
 
 
@@ -229,7 +231,7 @@ def _encoded(item: Item, read: Callable[[], bytes], task: Task) -> Encoded:
         raw = read_tile(item.path, item.region) if item.region else read_row(item.path, item.row or 0)
         size, prepared = raw.nbytes, prepare_pixels(raw, task.pixels, item.metadata)
     height, width = prepared.pixels.shape[:2]
-    return Encoded(prepared.encoded, height, width, prepared.metadata, size)
+    return Encoded(prepared.encoded, height, width, prepared.metadata, size, prepared.frames)
 
 
 def read_back(encoded: bytes, options: PixelOptions, height: int, width: int) -> np.ndarray:

@@ -7,7 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from prep.convert import convert
 from prep.images import PixelOptions, UndecodableImage, decode, prepare
+from prep.planning import ConvertOptions
+from prep.sources.own_table import TableColumns, table_dataset
+from shards.shardset import ShardSet
 
 
 def written(values: np.ndarray, **fields: object) -> bytes:
@@ -74,6 +78,22 @@ def test_padding_and_high_bits_and_frames(ramp: np.ndarray) -> None:
     np.testing.assert_array_equal(decode(written(ramp | 0xF000), 1), decode(written(ramp), 1))
     frames = np.stack([ramp, ramp[::-1]])
     np.testing.assert_array_equal(decode(written(frames, NumberOfFrames=2), 1), decode(written(ramp), 1))
+
+
+def test_files_with_several_frames_are_counted_and_give_their_first(ramp: np.ndarray, tmp_path: Path) -> None:
+    frames = np.stack([ramp, ramp[::-1], ramp[::-1]])
+    for name, data in (("a", written(ramp)), ("b", written(frames, NumberOfFrames=3)), ("c", written(ramp[:, ::-1]))):
+        (tmp_path / f"{name}.dcm").write_bytes(data)
+    (tmp_path / "labels.csv").write_text("path,label\na.dcm,0\nb.dcm,1\nc.dcm,0\n")
+    dataset = table_dataset("mine", TableColumns(tmp_path / "labels.csv"), channels=1)
+    options = ConvertOptions(pixels=PixelOptions(1, None, "png"), split="none", quiet=True)
+    manifest, _ = convert(dataset, tmp_path, tmp_path / "set", options)
+    (told,) = [warning for warning in manifest.warnings if "frames" in warning]
+    assert told.startswith("1 DICOM files have several frames, of which the first alone is stored: write")
+    split = ShardSet(tmp_path / "set").split("train")
+    images = [decode(split.read(position), 1) for position in range(3)]
+    first = decode(written(ramp), 1)
+    assert sum(np.array_equal(image, first) for image in images) == 2  # the plain file and the one of three
 
 
 def test_broken_files_tell_nothing_of_the_header(ramp: np.ndarray) -> None:

@@ -358,3 +358,19 @@ def test_a_file_that_is_enormous_is_not_read(tmp_path: Path) -> None:
         file.truncate((1 << 31) + 1)
     with pytest.raises(UndecodableImage, match="the file has more than 2147483648 bytes"):
         read_file(tmp_path / "a.dcm")
+
+
+def test_every_hard_file_has_one_outcome(real_data: Path) -> None:
+    """Those of images; tests/test_tarscan.py has the tars."""
+    refused = {"truncated_jpeg.jpg", "truncated_image.png", "broken_data_stream.png", "png_decompression_dos.png"}
+    refused.add("16bit/monkey12.jpg")
+    root, outcomes = real_data / "hard", {}
+    for path in sorted(path for path in root.rglob("*.*") if path.parent.name != "tar" and path.suffix != ".txt"):
+        try:
+            outcomes[path.relative_to(root).as_posix()] = prepare(read_file(path), PixelOptions(3, 64)).pixels.shape
+        except UndecodableImage:
+            outcomes[path.relative_to(root).as_posix()] = ()
+    assert {name for name, shape in outcomes.items() if not shape} == refused
+    assert len(outcomes) == 23
+    upright = {shape for name, shape in outcomes.items() if name.startswith("exif/")}
+    assert upright == {(64, 96, 3)}
