@@ -3,7 +3,7 @@
     python benchmarks/consumers.py patches
     python benchmarks/consumers.py originals --photos FOLDER      (photographs as they come from the camera)
     python benchmarks/consumers.py paced --photos FOLDER
-    python benchmarks/consumers.py memory --batches 10000
+    python benchmarks/consumers.py memory --batches 10000                    (--executor dali: DALI's buffers)
 
 `patches`: 96 x 96 raw shards, light, at 96 px and enlarged to 224 px. `originals`: the study's way (PIL and torchvision
 from the original file, 2 workers) and the Loader from shards of 256 px of the same photographs, in turn. `paced`: a
@@ -29,13 +29,14 @@ from peers import BATCH, SCALE, SIZE, WORKERS, torchvision_transform
 BOUNDS = (1e-4, 1e-3, 1e-2, 1e-1)  # seconds
 
 
-def loader_of(folder: Path, size: int = SIZE, preset: str = "light") -> Any:
+def loader_of(folder: Path, size: int = SIZE, preset: str = "light", executor: Any = "auto") -> Any:
     from shards.loader import Loader
     from shards.shardset import ShardSet
     from shards.transforms import train_transform
 
     transform = train_transform(size, [0.5] * 3, [0.2] * 3, scale=SCALE, preset=preset)
-    return Loader(ShardSet(folder).split("train"), transform, global_batch=BATCH, threads=WORKERS)
+    split = ShardSet(folder).split("train")
+    return Loader(split, transform, global_batch=BATCH, threads=WORKERS, executor=executor)
 
 
 def rate(batches: Iterator[Any], seconds: float, warm: int = 8) -> float:
@@ -146,7 +147,7 @@ def memory(args: argparse.Namespace, folder: Path) -> None:
         shapes.append((side, int(side * rng.uniform(0.7, 1.4))))
         images.append(cv2.imencode(".jpg", cv2.blur(rng.integers(0, 256, (*shapes[-1], 3), dtype=np.uint8), (9, 9)))[1])
     made = write(folder / "mixed", [image.tobytes() for image in images], "jpeg", shapes, 4000)
-    loader = loader_of(made, 32, "full")
+    loader = loader_of(made, 32, "full", args.executor)
     for number, _ in enumerate(loader, 1):
         if number in (100, args.batches) or number % max(args.batches // 10, 1) == 0:
             pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -170,6 +171,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement, after the warm-up")
     parser.add_argument("--batches", type=int, default=10_000, help="of `memory`")
+    parser.add_argument("--executor", choices=["host", "dali"], default="host", help="of `memory` (default host)")
     args = parser.parse_args()
     if args.part in ("originals", "paced") and not (args.photos and args.photos.is_dir()):
         parser.error(f"{args.part} wants --photos FOLDER")

@@ -48,8 +48,8 @@ AFFINE: dict[str, Any] = {"degrees": (-45, 45), "translate": (0.1, 0.2), "scale"
 CASES: dict[str, tuple[Operator, ...]] = {
     "decode, CenterCrop": (CUT,),
     "RandomCrop, padded": (RandomCrop(224, 16),),
-    "Resize, short side": (Resize(256), CUT),
-    "Resize, squashed": (Resize((256, 256)), CUT),
+    "Resize, short side to 180": (Resize(180), CenterCrop(160)),
+    "Resize, squashed to 180": (Resize((180, 180)), CenterCrop(160)),
     "RandomResizedCrop": (RandomResizedCrop(224),),
     "RandomResizedCrop, bicubic (MultiCrop)": (RandomResizedCrop(224, interpolation="bicubic"),),
     "… to 96, scale .05 to .4": (RandomResizedCrop(96, (0.05, 0.4), interpolation="bicubic"),),

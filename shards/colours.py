@@ -28,6 +28,11 @@ class ColorJitter(Chance):
             value, most = getattr(self, name), 0.5 if name == "hue" else np.inf
             require(0 <= value <= most, f"ColorJitter: {name} is {value}; give a strength within 0..{most}")
 
+    def told(self, values: Params) -> str:
+        """The steps that are taken, in the order drawn."""
+        names = [JITTER_STEPS[number] for number in values["order"].tolist()]
+        return " ".join(f"{name} {float(values[name]):.2f}" for name in names if getattr(self, name) > 0)
+
     @property
     def uniforms(self) -> int:
         """The decision, four factors, four numbers whose order is that of the steps."""

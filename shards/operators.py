@@ -89,7 +89,7 @@ class Operator:
     def told(self, values: Params) -> str:
         """One sample's drawn values in words, for a sheet."""
         shown = {name: value for name, value in values.items() if name not in ("active", "matrix", "offset")}
-        return " ".join(f"{name} {np.round(value, 2).tolist()}" for name, value in shown.items())
+        return " ".join(f"{name} {(np.round(value, 2) + 0).tolist()}" for name, value in shown.items())
 
     def draw(self, u: np.ndarray, sizes: np.ndarray, more: More) -> tuple[Params, np.ndarray]:
         """Parameters and the sizes after the operator."""
@@ -200,6 +200,14 @@ class RandomCrop(Operator):
     def draw(self, u: np.ndarray, sizes: np.ndarray, more: More) -> tuple[Params, np.ndarray]:
         """`window` int64[b, 4], which may reach into the padding. ValueError where an image is too small."""
         target = np.array(as_size("RandomCrop", self.size), np.int64)
+        start = below(u, self.check(sizes) + 1) - self.padding
+        return {"window": np.concatenate([start, np.broadcast_to(target, sizes.shape)], axis=1)}, np.broadcast_to(
+            target, sizes.shape
+        )
+
+    def check(self, sizes: np.ndarray) -> np.ndarray:
+        """How far a window can move, int64[b, 2]. ValueError where an image is too small."""
+        target = np.array(as_size("RandomCrop", self.size), np.int64)
         room = sizes + 2 * self.padding - target
         if (room < 0).any():
             height, width = sizes[(room < 0).any(axis=1)][0]
@@ -207,10 +215,7 @@ class RandomCrop(Operator):
                 f"RandomCrop: {target[0]} x {target[1]} does not fit an image of {height} x {width} with padding "
                 f"{self.padding}: crop less, pad more, or put a Resize before it"
             )
-        start = below(u, room + 1) - self.padding
-        return {"window": np.concatenate([start, np.broadcast_to(target, sizes.shape)], axis=1)}, np.broadcast_to(
-            target, sizes.shape
-        )
+        return room
 
 
 @dataclass(frozen=True)

@@ -186,7 +186,7 @@ def test_the_loader_and_the_sheet_take_them(deep_set: Path, tmp_path: Path) -> N
         view([*arguments, "1064;400"])
 
 
-def test_a_training_takes_three_and_an_eight_bit_set_is_refused(
+def test_a_training_takes_three_and_what_does_not_fit_is_refused_before_it(
     deep_set: Path, tiny_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
@@ -194,6 +194,10 @@ def test_a_training_takes_three_and_an_eight_bit_set_is_refused(
     common += ["--epochs", "1", "--out", str(tmp_path), "--display-window"]
     with pytest.raises(ValueError, match="Window works on 16-bit images, these have 8 bits: leave it out, or make"):
         run([*common, "1064,400", "--shards", str(tiny_set), "--name", "eight"])
+    crop = ["--train-operators", '[{"op": "RandomCrop", "size": 60}]', "--image-size", "60"]
+    with pytest.raises(ValueError, match=r"RandomCrop: 60 x 60 does not fit an image of .* crop less, pad more"):
+        run([*common[:2], "--start", "ri", "--global-batch", "4", "--out", str(tmp_path), *crop,
+             "--shards", str(tiny_set), "--name", "eight"])  # fmt: skip
     three = "424,1500,1064,400,1524,1800"
     with pytest.raises(ValueError, match="several display windows are for grey images, tiny has 3 channels"):
         run([*common, three, "--shards", str(tiny_set), "--name", "eight"])

@@ -12,14 +12,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from shards.executors import choose_executor
 from shards.host_executor import refuse_bits
+from shards.joined import JoinedSplit
 from shards.manifest import write_aside
-from shards.shardset import ShardSet
+from shards.operators import CenterCrop, RandomCrop, RandomResizedCrop, Resize
+from shards.shardset import ShardSet, Split
 from shards.storage import is_url
+from shards.views import AnyTransform, MultiCrop
 from shards.words import counted
 from train import checkpoints
 from train.assessment import check_units
@@ -175,6 +179,7 @@ def check(job: Job) -> None:
     for transform in (job.train_transform, job.eval_transform):
         refuse_bits(transform.operators, shards.manifest.bits)
     shards.check_files()
+    check_crop(job.train_transform, job.training_split)
     micro = job.settings.micro_batch(world)
     if (training.mixup or training.cutmix) and (micro % 2 or job.batch % (2 * world)):
         name = "--mixup" if training.mixup else "--cutmix"
@@ -190,6 +195,15 @@ def check(job: Job) -> None:
         raise ValueError(f"--label-smoothing is for single-label sets, {shards.manifest.name} is multi-label: drop it")
     if job.settings.stage == 3 and (training.ema or training.on_nan == "skip"):
         raise ValueError("--ema and --on-nan skip need whole tensors: take ZeRO stage 0, 1 or 2 (--zero-stage)")
+
+
+def check_crop(transform: AnyTransform, split: Split | JoinedSplit) -> None:
+    """Refuse a fixed crop of stored images some of which are smaller."""
+    sizing = (Resize, CenterCrop, RandomCrop, RandomResizedCrop, MultiCrop)
+    first = next((operator for operator in transform.operators if isinstance(operator, sizing)), None)
+    if isinstance(first, RandomCrop):
+        rows = split.rows(np.arange(split.num_samples))
+        first.check(np.stack([rows.heights, rows.widths], axis=1).astype(np.int64))
 
 
 def start_of(job: Job) -> tuple[nn.Module, list[str]]:
