@@ -1,6 +1,7 @@
 """Batches: exactly the plan's samples, the same pixels on any ranks, threads and resume points, bad samples masked."""
 
 import shutil
+import sys
 import threading
 from collections.abc import Callable
 from itertools import islice
@@ -19,6 +20,7 @@ from shards.storage import LocalFolder
 from shards.transforms import Transform, eval_transform, train_transform
 
 EXECUTORS = ("host", "dali")
+OF_QUEUES = ("queue.py", "threading.py", "weakref.py", "test_loader.py")  # weakref: a batch's memory goes back
 
 
 def transform(shards: ShardSet, size: int = 32) -> Transform:
@@ -64,6 +66,24 @@ def test_the_kernel_is_told_of_the_next_batch(tiny_set: Path, monkeypatch: pytes
     rows = split.rows(loader.plan.at(np.arange(12, 60))[0])
     names = [split.shards[shard].name for shard in rows.shards.tolist()]
     assert told == set(zip(names, rows.offsets.tolist(), rows.sizes.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_the_training_thread_only_takes_what_is_ready(tiny_set: Path, executor: str) -> None:
+    """What a profiler sees on the thread that takes batches: no plan, no draw, no read, no decoder, no numpy."""
+    shards = ShardSet(tiny_set)
+    loader = Loader(shards.split("train"), transform(shards), global_batch=8, executor=executor)  # type: ignore[arg-type]
+    stream, seen = iter(loader), set()
+    next(stream)
+    sys.setprofile(lambda frame, event, _: seen.add((Path(frame.f_code.co_filename).name, frame.f_code.co_name)))
+    try:
+        for _ in range(10):
+            next(stream)
+    finally:
+        sys.setprofile(None)
+    loader.close()
+    own = {(file, function) for file, function in seen if file not in OF_QUEUES}
+    assert own == {("loader.py", "__iter__"), ("running_ahead.py", "next")}
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
