@@ -80,10 +80,10 @@ def window(operator: Operator, image: Any, feeds: Feeds) -> Any:
 
 
 def resize(operator: Operator, image: Any, feeds: Feeds) -> Any:
-    """Antialiased, to the size fed: across, then down, each rounded to the stored type, as torch does with bytes."""
+    """Antialiased, to the size fed; of bytes, but in a random crop, across, then down, each rounded, as torch does."""
     size: Any = fn.cast(feeds["size"], dtype=types.DALIDataType.FLOAT)
     how = types.DALIInterpType.INTERP_CUBIC if _is_cubic(operator) else types.DALIInterpType.INTERP_LINEAR
-    if feeds["largest"] != 255.0:
+    if feeds["largest"] != 255.0 or isinstance(operator, RandomResizedCrop):  # two operators cost training a half more
         return fn.resize(image, size=size, interp_type=how, antialias=True)
     across: Any = fn.resize(image, resize_x=size[1], mode="stretch", interp_type=how, antialias=True)
     return fn.resize(across, resize_y=size[0], mode="stretch", interp_type=how, antialias=True)
