@@ -56,6 +56,19 @@ def test_windows(ramp: np.ndarray) -> None:
     assert sigmoid[np.abs(ramp.astype(int) - 2048) < 2].mean() == pytest.approx(127.5, abs=1)
 
 
+def test_a_look_up_table_goes_before_the_window_on_every_line() -> None:
+    from pydicom.dataset import Dataset
+
+    values = (
+        np.random.default_rng(0).integers(0, 4096, (700, 31)).astype(np.uint16)
+    )  # more lines than are shown at once
+    table = np.sort(np.random.default_rng(1).integers(0, 1024, 4096)).astype(np.uint16)
+    item = Dataset()
+    item.LUTDescriptor, item.LUTData = [4096, 0, 10], table.tobytes()
+    data = written(values, VOILUTSequence=[item], WindowCenter=40, WindowWidth=400)
+    np.testing.assert_array_equal(decode(data, 1), np.rint(table[values] / 1023 * 255))
+
+
 def test_signed_values_and_rescale(ramp: np.ndarray) -> None:
     signed = (ramp.astype(np.int32) - 2048).astype(np.int16)
     np.testing.assert_array_equal(decode(written(signed), 1), decode(written(ramp), 1))
