@@ -1,9 +1,12 @@
 """Nothing that comes with data, weights or a package list can run or slip in."""
 
 import ast
+import io
+import json
 import os
 import pickle
 import re
+import tarfile
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from shards.foreign import index_foreign
+from shards.manifest import Manifest
+from shards.shardset import ShardSet
 from train.rundir import read_deepspeed
 from train.weights import read_state
 
@@ -56,6 +62,36 @@ def test_a_foreign_deepspeed_folder_runs_nothing(tmp_path: Path):
     _, marker = bomb_file(tmp_path, "step-1/mp_rank_00_model_states.pt")
     with pytest.raises(ValueError, match="cannot be read safely"):
         read_deepspeed(tmp_path / "step-1")
+    assert not marker.exists()
+
+
+def test_what_lies_in_an_archive_runs_nothing(tiny_set: Path, tmp_path: Path):
+    """webdataset's own decoders unpickle .pyd and .pickle members, and load .pth; ours index and read such a tar."""
+    marker, image = tmp_path / "ran", ShardSet(tiny_set).split("train").read(0)
+    bombs = {".pyd": pickle.dumps(Bomb(marker)), ".pickle": pickle.dumps(Bomb(marker)), ".pth": b""}
+    bombs[".pth"] = bomb_file(tmp_path / "aside", "weights.pth")[0].read_bytes()
+    (tmp_path / "set").mkdir()
+    with tarfile.open(tmp_path / "set" / "train-000000.tar", "w") as tar:
+        for key in ("a", "b"):
+            for ending, data in ((".jpg", bytes(image)), (".cls", b"1"), *bombs.items()):
+                member = tarfile.TarInfo(f"{key}{ending}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    index_foreign(tmp_path / "set", classes=["no", "yes"])
+    split = ShardSet(tmp_path / "set").split("train")
+    assert split.num_samples == 2 and bytes(split.read(1)) == bytes(image)
+    assert not marker.exists() and not (tmp_path / "aside" / "ran").exists()
+
+
+def test_words_of_a_manifest_are_words(tiny_set: Path, tmp_path: Path):
+    """What other formats would build or run (a YAML tag, a template, a pickle's opcodes) stays a line of text."""
+    marker = tmp_path / "ran"
+    document = json.loads((tiny_set / "manifest.json").read_bytes())
+    words = [f"!!python/object/apply:os.system ['touch {marker}']", "{{''.__class__.__mro__}} __import__('os')"]
+    document["warnings"] = words
+    assert Manifest.parse(json.dumps(document).encode()).warnings == words
+    with pytest.raises(ValueError):
+        Manifest.parse(pickle.dumps(Bomb(marker)))
     assert not marker.exists()
 
 
