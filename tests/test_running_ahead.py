@@ -82,7 +82,7 @@ def test_steps_prepared_together_are_the_steps_one_by_one(
 def test_a_damaged_sample_ends_a_strict_run_after_the_steps_before_it(damaged_set: Path) -> None:
     loader, seen = loader_of(damaged_set, strict=True), 0
     assert loader.steps_together(0) == 4
-    with pytest.raises(BadSamples, match="1 samples of train cannot be read, 0 are allowed"):
+    with pytest.raises(BadSamples, match="1 sample of train cannot be read, 0 are allowed"):
         for _ in loader:
             seen += 1
     assert seen == 1
