@@ -19,7 +19,6 @@ from prep.phantoms import SALT_NAME
 from prep.places import open_place
 from prep.sources import DATASETS
 
-pytest.importorskip("distributed")
 __all__ = ["raw"]
 ROOT = Path(__file__).parents[1]
 

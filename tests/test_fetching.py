@@ -1,6 +1,7 @@
 """Requests, retries and hashes against a server with faults. pytest tests/test_fetching.py"""
 
 import hashlib
+import importlib
 import io
 import time
 from pathlib import Path
@@ -11,8 +12,6 @@ from faulty_server import Fault, FaultyServer, serve
 
 from shards.fetching import FetchError, NotThere, Patience, Place, fetch_index, fetch_tar, scrub, shown
 from shards.manifest import ShardInfo
-
-pytest.importorskip("aiohttp", reason="fsspec's http back end needs aiohttp")
 
 QUICK = Patience(attempts=3, timeout_seconds=0.4, wait_seconds=0.02)
 BYTES = b"".join(hashlib.sha256(str(number).encode()).digest() for number in range(9000))  # 288 kB that do not pack
@@ -188,7 +187,7 @@ def test_query_and_user_reach_the_server_but_no_message(server: FaultyServer, mo
 def test_certificate_of_an_unknown_authority(tmp_path: Path) -> None:
     import ssl
 
-    trustme = pytest.importorskip("trustme")
+    trustme = importlib.import_module("trustme")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trustme.CA().issue_cert("localhost").configure_cert(context)
     with serve(tmp_path, tls=context) as server, pytest.raises(FetchError, match="its certificate is refused"):

@@ -116,7 +116,6 @@ def test_the_command_and_an_unknown_name(grouped: Path, capsys: pytest.CaptureFi
 
 
 def test_a_fold_is_found_by_name_at_a_url(grouped: Path, tmp_path: Path) -> None:
-    pytest.importorskip("aiohttp", reason="fsspec's http back end needs aiohttp")
     write_folds(grouped, FoldOptions(folds=3))
     local = ShardSet(grouped, split_file="fold-1-of-3-seed-0")
     with serve(grouped) as server:

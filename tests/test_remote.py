@@ -1,5 +1,6 @@
 """Whole sets from a server: every byte right, each shard fetched once, within the limit. pytest tests/test_remote.py"""
 
+import importlib
 import os
 import shutil
 import signal
@@ -20,8 +21,6 @@ from shards.fetching import FetchError, Patience
 from shards.plan import Plan, PlanConfig
 from shards.shardset import CorruptSample, ShardSet, Split
 from shards.storage import is_url
-
-pytest.importorskip("aiohttp", reason="fsspec's http back end needs aiohttp")
 
 QUICK = Patience(attempts=3, timeout_seconds=0.5, wait_seconds=0.02)
 
@@ -291,8 +290,7 @@ def test_a_killed_fetcher_is_taken_over_where_it_was(
 
 
 def test_s3(tiny_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("s3fs")
-    moto = pytest.importorskip("moto.server")
+    moto = importlib.import_module("moto.server")
     store = moto.ThreadedMotoServer(port=0, verbose=False)
     store.start()
     host, port = store.get_host_and_port()

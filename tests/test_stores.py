@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import importlib
 import shutil
 import sys
 import threading
@@ -39,8 +40,7 @@ def forget_stores() -> None:
 @pytest.fixture(scope="module")
 def s3() -> Iterator[Any]:
     """A client of a real S3 server on loopback, with the buckets raw and sets."""
-    pytest.importorskip("s3fs")
-    moto = pytest.importorskip("moto.server")
+    moto = importlib.import_module("moto.server")
     with pytest.MonkeyPatch.context() as patch:
         forget_stores()
         store = moto.ThreadedMotoServer(port=0, verbose=False)
