@@ -42,7 +42,7 @@ class Scored(NamedTuple):
 
 def transform_for(size: int, mean: tuple[float, ...], std: tuple[float, ...], copies: int) -> Transform:
     """The trainer's evaluation, or moved versions of it."""
-    before, end = Resize(round(size * 256 / 224)), Normalize(mean, std)
+    before, end = Resize(round(size * 256 / 224), rounded=False), Normalize(mean, std)
     return Transform((before, CenterCrop(size), end) if copies == 1 else (
         before, RandomCrop(size), HorizontalFlip(), Rotate90(), end,
     ))  # fmt: skip

@@ -42,7 +42,10 @@ def reference(operator: Operator, image: torch.Tensor, drawn: dict[str, Any]) ->
     how = InterpolationMode(getattr(operator, "interpolation", "bilinear"))
     match operator:
         case Resize():
-            return functional.resize(image, drawn["size"].tolist(), how)
+            if not operator.rounded:
+                image = functional.to_dtype(image, torch.float32, scale=True)
+            resized = functional.resize(image, drawn["size"].tolist(), how)
+            return resized if operator.rounded else resized.clamp(0, 1)
         case RandomResizedCrop():
             return functional.resize(functional.crop(image, *drawn["window"].tolist()), drawn["size"].tolist(), how)
         case CenterCrop() | RandomCrop():

@@ -50,6 +50,8 @@ CASES: dict[str, tuple[Operator, ...]] = {
     "RandomCrop, padded": (RandomCrop(224, 16),),
     "Resize, short side to 180": (Resize(180), CenterCrop(160)),
     "Resize, squashed to 180": (Resize((180, 180)), CenterCrop(160)),
+    "Resize of evaluation, short side to 180": (Resize(180, rounded=False), CenterCrop(160)),
+    "Resize of evaluation, squashed to 180": (Resize((180, 180), rounded=False),),
     "RandomResizedCrop": (RandomResizedCrop(224),),
     "RandomResizedCrop, bicubic (MultiCrop)": (RandomResizedCrop(224, interpolation="bicubic"),),
     "… to 96, scale .05 to .4": (RandomResizedCrop(96, (0.05, 0.4), interpolation="bicubic"),),

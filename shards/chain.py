@@ -12,6 +12,8 @@ import numpy as np
 from shards.draws import DrawKeys
 from shards.operators import (
     CenterCrop,
+    Erasing,
+    HorizontalFlip,
     More,
     Normalize,
     Operator,
@@ -21,6 +23,7 @@ from shards.operators import (
     Resize,
     Rotate90,
     Size,
+    VerticalFlip,
     as_size,
     require,
 )
@@ -82,6 +85,7 @@ class Transform:
         object.__setattr__(self, "names", names_of(self.operators))
         object.__setattr__(self, "size", self._final_size())
         check_window(self.operators)
+        check_unrounded(self.operators)
         normalize = self.operators[cut]
         assert isinstance(normalize, Normalize)
         object.__setattr__(self, "normalize", normalize)
@@ -138,6 +142,18 @@ def check_window(operators: Sequence[Operator]) -> None:
     """Refuse a Window that others come before: it says what the levels mean that they work on."""
     behind = [operator for operator in operators[1:] if isinstance(operator, Window)]
     require(not behind, "Window stands behind another operator: put it first, and give one")
+
+
+# What takes levels as they come: pixels are moved, or the chain ends.
+UNTOUCHED = (CenterCrop, RandomCrop, HorizontalFlip, VerticalFlip, Rotate90, Normalize, Erasing)
+
+
+def check_unrounded(operators: Sequence[Operator]) -> None:
+    """Refuse behind a Resize that does not round what is defined on whole levels."""
+    for at, operator in enumerate(operators):
+        if isinstance(operator, Resize) and not operator.rounded:
+            wrong = [type(each).__name__ for each in operators[at + 1 :] if not isinstance(each, UNTOUCHED)]
+            require(not wrong, f"{', '.join(wrong)} behind a Resize that does not round: leave its rounded at true")
 
 
 def sizes_of(heights: np.ndarray, widths: np.ndarray) -> np.ndarray:

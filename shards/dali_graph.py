@@ -80,9 +80,15 @@ def window(operator: Operator, image: Any, feeds: Feeds) -> Any:
 
 
 def resize(operator: Operator, image: Any, feeds: Feeds) -> Any:
-    """Antialiased, to the size fed; of bytes, but in a random crop, across, then down, each rounded, as torch does."""
+    """Antialiased, to the size fed; of bytes, but in a random crop, across, then down, each rounded, as torch does.
+
+    Evaluation's stays in floats.
+    """
     size: Any = fn.cast(feeds["size"], dtype=types.DALIDataType.FLOAT)
     how = types.DALIInterpType.INTERP_CUBIC if _is_cubic(operator) else types.DALIInterpType.INTERP_LINEAR
+    if not getattr(operator, "rounded", True):
+        levels = fn.resize(image, size=size, interp_type=how, antialias=True, dtype=types.DALIDataType.FLOAT)
+        return math.clamp(levels, 0.0, feeds["largest"]) if _is_cubic(operator) else levels
     if feeds["largest"] != 255.0 or isinstance(operator, RandomResizedCrop):  # two operators cost training a half more
         return fn.resize(image, size=size, interp_type=how, antialias=True)
     across: Any = fn.resize(image, resize_x=size[1], mode="stretch", interp_type=how, antialias=True)

@@ -4,7 +4,7 @@ On a machine without a GPU it is faster than DALI (docs/decisions/0003), and it 
 tested against. Decoding, resizing and flipping hold no GIL, so plain threads use every core. A sample is computed by
 one thread alone, from its bytes and its parameters: what else is in the batch, and how many threads there are, cannot
 change it. The end of a transform runs in one call of compiled loops (`shards.native`) where there is a compiler; the
-operators (`shards.host_operators`) give the same pixels.
+operators (`shards.host_operators`) give the same pixels, and in evaluation, which does not round, within .003 levels.
 """
 
 import threading
@@ -181,15 +181,15 @@ class HostExecutor:
         self._pixels.run(job, image.ctypes.data, height, width, out, OWN.scratch)
 
     def _normalize(self, image: np.ndarray, out: np.ndarray) -> None:
-        """[H, W, C] of stored values -> normalised planes, in place."""
-        if self._table is not None:
+        """[H, W, C] of stored values, or float32 levels between them -> normalised planes, in place."""
+        if self._table is not None and image.dtype == np.uint8:
             look_up(image, self._table, out, self.layout.channels_last)
             return
         planes = cv2.split(np.ascontiguousarray(image)) if self.channels > 1 else [image.reshape(image.shape[:2])]
         for plane, target, mean, std in zip(
             planes, out, self.transform.normalize.mean, self.transform.normalize.std, strict=True
         ):
-            target[...] = (plane / np.float32(65535) - np.float32(mean)) / np.float32(std)
+            target[...] = (plane / np.float32(2**self.bits - 1) - np.float32(mean)) / np.float32(std)
 
     @staticmethod
     def _erase(drawn: Drawn, out: np.ndarray) -> None:

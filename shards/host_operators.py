@@ -76,17 +76,21 @@ def _window(operator: Operator, image: np.ndarray, values: Values) -> np.ndarray
 
 
 def _resize(operator: Operator, image: np.ndarray, values: Values) -> np.ndarray:
-    """torch's antialiased resize, which torchvision v2 calls on uint8 tensors; 16 bits go through float32."""
+    """torch's antialiased resize, which torchvision v2 calls on uint8 tensors.
+
+    16 bits, and bytes that are not to be rounded, go through float32.
+    """
     size = values["size"].tolist()
     if list(image.shape[:2]) == size:
         return image
-    if image.dtype != np.uint8:
+    largest = 255 if image.dtype == np.uint8 else 65535
+    if image.dtype != np.uint8 or not getattr(operator, "rounded", True):
         image = image.astype(np.float32)
     image = np.require(image, requirements=["C", "W"])  # torch is slow on a view of a larger image
     tensor = torch.from_numpy(image).unsqueeze(0).permute(0, 3, 1, 2)
     resized = KERNELS_OF_TORCH[operator.interpolation](tensor, size, False, None, None)  # type: ignore[attr-defined]
     if resized.dtype == torch.float32 and operator.interpolation == "bicubic":  # type: ignore[attr-defined]
-        resized = resized.clamp_(0, 65535)  # a cubic overshoots; torch clamps bytes itself
+        resized = resized.clamp_(0, largest)  # a cubic overshoots; torch clamps bytes itself
     return resized[0].permute(1, 2, 0).numpy()
 
 

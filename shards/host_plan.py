@@ -53,13 +53,14 @@ def _bilinear(operator: Operator) -> bool:
 
 
 def jobs_of(drawn: Drawn, first: int, size: tuple[int, int], sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """JOB[b] for the operators from `first` on, and bool[b] whose job lies within the image.
+    """JOB[b] for the operators from `first` on, and bool[b] whose job the loops can do: it lies within the image.
 
     size: of the output. sizes: int64[b, 2] of the images that the first of these operators gets, where there is none
     before it.
     """
     jobs = native.jobs(len(sizes), size)
-    fits = np.ones(len(sizes), bool)
+    floats = any(isinstance(op, Resize) and not op.rounded for _, op, _ in drawn.steps[:first])
+    fits = np.full(len(sizes), not floats)  # the loops take bytes
     for _, operator, params in drawn.steps[first:]:
         if isinstance(operator, CenterCrop | RandomCrop):
             fits &= _crop(jobs, params["window"], sizes, resized=isinstance(drawn.steps[first][1], Resize))
@@ -85,6 +86,11 @@ def _crop(jobs: np.ndarray, window: np.ndarray, sizes: np.ndarray, resized: bool
 def _resize(jobs: np.ndarray, operator: Operator, params: Params) -> None:
     for axis, side in enumerate(("height", "width")):
         jobs[f"full_{side}"] = jobs[side] = params["size"][:, axis]
+
+
+def _resize_alone(jobs: np.ndarray, operator: Operator, params: Params) -> None:
+    _resize(jobs, operator, params)
+    jobs["unrounded"] = not operator.rounded  # type: ignore[attr-defined]
 
 
 def _crop_and_resize(jobs: np.ndarray, operator: Operator, params: Params) -> None:
@@ -129,7 +135,7 @@ def _solarize(jobs: np.ndarray, operator: Operator, params: Params) -> None:
 
 WRITE: dict[type[Operator], Callable[[np.ndarray, Operator, Params], None]] = {
     RandomResizedCrop: _crop_and_resize,
-    Resize: _resize,
+    Resize: _resize_alone,
     HorizontalFlip: _flip("flip_x"),
     VerticalFlip: _flip("flip_y"),
     ColorJitter: _jitter,

@@ -144,14 +144,20 @@ class Rotate90(Chance):
 
 @dataclass(frozen=True)
 class Resize(Operator):
-    """Antialiased resize: an int is the short side, (height, width) squashes."""
+    """Antialiased resize: an int is the short side, (height, width) squashes.
+
+    rounded: bytes come out as bytes. False leaves float32 levels between two, as evaluation wants them: executors then
+    agree to a thousandth of a level. Behind it pixels may only be moved and normalised (`check_unrounded`).
+    """
 
     size: int | Size = 256
     interpolation: Kernel = "bilinear"
+    rounded: bool = True
 
     def __post_init__(self) -> None:
         as_size("Resize", self.size)
         check_choice("Resize", "interpolation", self.interpolation, KERNELS)
+        require(isinstance(self.rounded, bool), f"Resize: rounded is {self.rounded!r}; give true or false")
 
     def draw(self, u: np.ndarray, sizes: np.ndarray, more: More) -> tuple[Params, np.ndarray]:
         """`size` int64[b, 2]; the long side is truncated, as torchvision does."""

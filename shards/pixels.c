@@ -3,7 +3,9 @@
  * from torch and NumPy (shards/host_executor.py, shards/host_colours.py), and tests/test_native.py holds them equal.
  *
  * The resize is torch's for uint8 (aten _upsample_bilinear2d_aa): a triangle as wide as the reduction, its weights in
- * double, rounded to 16-bit fixed point, first along rows, then along columns, rounded to a byte after each.
+ * double, rounded to 16-bit fixed point, first along rows, then along columns, rounded to a byte after each. Jobs that
+ * say `unrounded` (evaluation) keep the weights and all that follows as floats: torch's resize of floats, whose own
+ * weights are float32, within .003 levels.
  */
 #include <math.h>
 #include <stdint.h>
@@ -19,7 +21,7 @@ typedef struct {
     int32_t cut_top, cut_left, cut_height, cut_width; /* part of the image that is resized; height -1: all of it */
     int32_t full_height, full_width;                  /* what it is resized to */
     int32_t top, left, height, width;                 /* the part of that which is wanted */
-    int32_t flip_x, flip_y;
+    int32_t flip_x, flip_y, unrounded;
     int32_t steps, kind[MOST_STEPS];                  /* colours, in order */
     float factor[MOST_STEPS];
 } Job;
@@ -28,6 +30,7 @@ typedef struct { /* along one axis */
     int taps, stride, precision;
     int32_t *first; /* [count] first input pixel of each output pixel */
     int16_t *weights; /* [count, stride], zero beyond a pixel's own taps */
+    float *unrounded; /* the same before they were rounded; NULL where nobody wants them */
 } Axis;
 
 typedef struct { /* float32: levels -> values, a channel at a time */
@@ -75,6 +78,10 @@ static void make_axis(Axis *axis, int in, int out, int start, int count, double 
             axis->weights[i * stride + j] = (int16_t)(0.5 + exact[(int64_t)(i + start) * limit + j] * (1 << precision));
     axis->precision = precision;
     axis->stride = stride;
+    if (axis->unrounded == NULL) return;
+    for (int i = 0; i < count; i++)
+        for (int j = 0; j < axis->taps; j++)
+            axis->unrounded[i * stride + j] = (float)exact[(int64_t)(i + start) * limit + j];
 }
 
 static uint8_t to_byte(int32_t sum) { return sum < 0 ? 0 : sum > 255 ? 255 : (uint8_t)sum; }
@@ -340,6 +347,7 @@ static void colour(const Job *job, uint8_t *image, int step, int channels, float
 
 typedef struct { /* where each part of the scratch memory lies, and its size */
     int64_t first_x, first_y, weights_x, weights_y, exact, row, narrow, image, planes, bytes;
+    int64_t floats_x, floats_y, line, wide; /* of unrounded jobs alone */
 } Layout;
 
 static Layout lay_out(const Job *job, int cut_height, int cut_width, int channels) {
@@ -357,6 +365,12 @@ static Layout lay_out(const Job *job, int cut_height, int cut_width, int channel
     TAKE(narrow, ((int64_t)cut_height + 1) * job->width * step + 2 * READ_AHEAD);
     TAKE(image, (int64_t)job->height * job->width * step + 2 * READ_AHEAD);
     TAKE(planes, 4 * 3 * ((int64_t)job->width + 16));
+    if (job->unrounded) {
+        TAKE(floats_x, 4 * (int64_t)job->width * stride_of(taps_x));
+        TAKE(floats_y, 4 * (int64_t)job->height * stride_of(taps_y));
+        TAKE(line, 4 * ((int64_t)cut_width + taps_x + 4) * channels);
+        TAKE(wide, 4 * 4 * (int64_t)job->width);
+    }
 #undef TAKE
     lay.bytes = at;
     return lay;
@@ -385,6 +399,41 @@ static void narrow_rows(const Job *job, const uint8_t *image, int height, int wi
     }
 }
 
+typedef float Four __attribute__((vector_size(16)));
+
+/* An output row of floats, four a pixel (lanes beyond the channels hold nothing of use): down the columns into `line`,
+ * then along it. */
+static void float_row(const uint8_t *from, int64_t pitch, int cut_width, int channels, const Axis *x, const float *down,
+                      int taps, int width, float *restrict line, float *restrict wide) {
+    const int begin = channels * x->first[0], reach = x->first[width - 1] + x->taps;
+    const int end = channels * (reach < cut_width ? reach : cut_width);
+    for (int i = begin; i < end; i++) line[i] = down[0] * from[i];
+    for (int j = 1; j < taps; j++) {
+        const uint8_t *restrict row = from + j * pitch;
+        const float w = down[j];
+        for (int i = begin; i < end; i++) line[i] += w * row[i];
+    }
+    for (int at = 0; at < width; at++) {
+        const float *w = x->unrounded + at * x->stride, *pixel = line + channels * x->first[at];
+        Four sum = {0}, next;
+        for (int j = 0; j < x->taps; j++) {
+            memcpy(&next, pixel + channels * j, sizeof next);
+            sum += w[j] * next;
+        }
+        memcpy(wide + 4 * at, &sum, sizeof sum);
+    }
+}
+
+/* One channel of such a row, normalised as torchvision does. */
+static void put_floats(const float *restrict wide, int count, int c, const Levels *levels, int flip,
+                       float *restrict to) {
+    const float mean = levels->mean[c], std = levels->std[c];
+    if (flip)
+        for (int x = 0; x < count; x++) to[count - 1 - x] = (wide[4 * x + c] / 255.0f - mean) / std;
+    else
+        for (int x = 0; x < count; x++) to[x] = (wide[4 * x + c] / 255.0f - mean) / std;
+}
+
 /* One uint8 image [height, width, channels], rows without gaps, through one job to float32 planes [channels, job height,
  * job width]. 0; -1 where the job does not fit the image; or the bytes of scratch memory that it wants more than has. */
 int64_t pixels_run(const Job *job, const uint8_t *image, int32_t height, int32_t width, int32_t channels,
@@ -396,23 +445,42 @@ int64_t pixels_run(const Job *job, const uint8_t *image, int32_t height, int32_t
     if (cut_top < 0 || cut_left < 0 || cut_height < 1 || cut_width < 1 || cut_top > height - cut_height ||
         cut_left > width - cut_width || job->top < 0 || job->left < 0 || job->height < 1 || job->width < 1 ||
         job->top > job->full_height - job->height || job->left > job->full_width - job->width ||
-        job->steps < 0 || job->steps > MOST_STEPS || (channels != 1 && channels != 3))
+        job->steps < 0 || job->steps > (job->unrounded ? 0 : MOST_STEPS) || (channels != 1 && channels != 3))
         return -1;
     Layout lay = lay_out(job, cut_height, cut_width, channels);
     uint8_t *base = (uint8_t *)(((uintptr_t)scratch + 63) / 64 * 64);
     if (lay.bytes + 64 > scratch_bytes) return lay.bytes + 64;
     Axis x = {.first = (int32_t *)(base + lay.first_x), .weights = (int16_t *)(base + lay.weights_x)};
     Axis y = {.first = (int32_t *)(base + lay.first_y), .weights = (int16_t *)(base + lay.weights_y)};
+    const int changed = job->unrounded && (job->full_height != cut_height || job->full_width != cut_width);
+    if (changed) {
+        x.unrounded = (float *)(base + lay.floats_x);
+        y.unrounded = (float *)(base + lay.floats_y);
+    }
     make_axis(&x, cut_width, job->full_width, job->left, job->width, (double *)(base + lay.exact));
     make_axis(&y, cut_height, job->full_height, job->top, job->height, (double *)(base + lay.exact));
+    const int64_t plane = (int64_t)job->height * job->width;
+    Levels levels = {table, mean, std, by_table};
+    const uint8_t *cut = image + ((int64_t)cut_top * width + cut_left) * channels;
+    if (changed) {
+        float *line = (float *)(base + lay.line), *wide = (float *)(base + lay.wide);
+        const int64_t pitch = (int64_t)width * channels;
+        memset(line, 0, 4 * ((size_t)cut_width + x.taps + 4) * channels); /* what lies beyond gets weights of 0 */
+        for (int row = 0; row < job->height; row++) {
+            int taps = cut_height - y.first[row] < y.taps ? cut_height - y.first[row] : y.taps;
+            float_row(cut + y.first[row] * pitch, pitch, cut_width, channels, &x, y.unrounded + (int64_t)row * y.stride,
+                      taps, job->width, line, wide);
+            for (int c = 0; c < channels; c++)
+                put_floats(wide, job->width, c, &levels, job->flip_x,
+                           out + c * plane + (int64_t)(job->flip_y ? job->height - 1 - row : row) * job->width);
+        }
+        return 0;
+    }
     int first = y.first[0], last = y.first[job->height - 1] + y.taps;
     uint8_t *narrow = base + lay.narrow, *done = base + lay.image;
-    const uint8_t *cut = image + ((int64_t)cut_top * width + cut_left) * channels;
     narrow_rows(job, image, height, width, channels, cut, cut_width, &x, first, last < cut_height ? last : cut_height,
                 narrow, base + lay.row);
-    Levels levels = {table, mean, std, by_table};
     const int bytes = job->width * step;
-    const int64_t plane = (int64_t)job->height * job->width;
     for (int row = 0; row < job->height; row++) {
         uint8_t *to = done + (job->steps ? (int64_t)row * bytes : 0);
         int taps = cut_height - y.first[row] < y.taps ? cut_height - y.first[row] : y.taps;

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from shards.chain import Drawn, Transform, too_large
+from shards.chain import UNTOUCHED, Drawn, Transform, too_large
 from shards.colours import ColorJitter, GaussianBlur, Grayscale, Solarize
 from shards.levels import Clahe, Gamma
 from shards.operators import (
@@ -77,6 +77,8 @@ def eval_transform(
 ) -> Transform:
     """Short side resized to `resize` (none: size * 256 / 224; a pair squashes), the central crop, normalisation.
 
+    Nothing is rounded on the way, so that both executors give the same pixels to a thousandth of a level.
+
     window: stands before all of it.
     """
     target = as_size("eval_transform", size)
@@ -84,7 +86,7 @@ def eval_transform(
     if isinstance(before, int):
         require(before >= max(target), too_large("CenterCrop", target, str(before)))
     first = () if window is None else (window,)
-    return Transform((*first, Resize(before), CenterCrop(target), Normalize(tuple(mean), tuple(std))))
+    return Transform((*first, Resize(before, rounded=False), CenterCrop(target), Normalize(tuple(mean), tuple(std))))
 
 
 def transform_of(
@@ -103,6 +105,15 @@ def transform_of(
         place = next((i for i, operator in enumerate(operators) if isinstance(operator, Erasing)), len(operators))
         operators.insert(place, Normalize(tuple(mean), tuple(std)))
     return made_of(operators)
+
+
+def unrounded(steps: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Steps as evaluation takes them: a Resize behind which pixels are only moved does not round, unless it says so."""
+    moved = [any(step.get("op") == kind.__name__ for kind in UNTOUCHED) for step in steps]
+    return [
+        {"rounded": False} | dict(step) if step.get("op") == "Resize" and all(moved[at + 1 :]) else step
+        for at, step in enumerate(steps)
+    ]
 
 
 def one_view(transform: AnyTransform) -> Transform:

@@ -11,7 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
-from shards.chain import Drawn, Transform, check_window, draw_steps, names_of, sizes_of, windows_of
+from shards.chain import Drawn, Transform, check_unrounded, check_window, draw_steps, names_of, sizes_of, windows_of
 from shards.draws import DrawKeys
 from shards.operators import (
     KERNELS,
@@ -108,6 +108,7 @@ class Views:
         made = tuple(Transform((each, *self.operators[self.cut + 1 :])) for each in crop.crops)
         object.__setattr__(self, "transforms", made)
         check_window(self.operators)
+        check_unrounded(self.operators)
         count, wanted = made[0].channels, windows_of(self.operators)
         require(wanted in (1, count), f"Window: {wanted} windows make {wanted} channels, Normalize has {count} means")
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.oracle import reference
+from benchmarks.oracle import by_others, reference
 from shards.colours import ColorJitter, GaussianBlur, Grayscale, Solarize
 from shards.dali_executor import DaliExecutor, graph
 from shards.decoding import decode
@@ -18,11 +18,13 @@ from shards.host_executor import HostExecutor
 from shards.operators import (
     CenterCrop,
     Erasing,
+    HorizontalFlip,
     Normalize,
     Operator,
     RandomCrop,
     Resize,
     Rotate90,
+    VerticalFlip,
 )
 from shards.transforms import PRESETS, Drawn, Transform, eval_transform, train_transform
 from shards.warps import Affine, Perspective, Rotation
@@ -91,8 +93,64 @@ def test_dali_is_within_the_parity_bounds(photographs: list[bytes], name: str) -
     assert apart[:, :, 3:-3, 3:-3].max() <= 2  # DALI rounds its two passes; its border rows weigh differently
 
 
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("size", [146, (150, 170), 300])
+def test_evaluation_does_not_round_and_executors_agree(bits: int, size: int | tuple[int, int], compiled: bool) -> None:
+    """On white noise, where rounding and border rows would show most: torchvision's resize of floats, and DALI's."""
+    rng, kind = np.random.default_rng(0), np.uint8 if bits == 8 else np.uint16
+    shapes = [(256, 340), (300, 256), (401, 271), (100, 130), (146, 146)]
+    images = [rng.integers(0, 2**bits, (*shape, 3)).astype(kind) for shape in shapes]
+    raw, names, sizes = [image.tobytes() for image in images], ["raw"] * len(images), np.array(shapes)
+    steps = (Resize(size, rounded=False), CenterCrop(128), HorizontalFlip(), VerticalFlip(), Normalize(MEAN, STD))
+    transform, zeros = Transform(steps), np.zeros(len(images), np.int64)
+    parameters = transform.draw(DrawKeys(5, zeros, np.arange(len(images), dtype=np.uint64), zeros), *sizes.T)
+    executor = HostExecutor(transform, bits=bits, compiled=compiled)
+    host, none = executor.run(raw, names, sizes, parameters)
+    executor.close()
+    dali, failures = DaliExecutor(transform, bits=bits, batch=len(images), raw=True).run(raw, names, sizes, parameters)
+    assert not none and not failures
+    assert levels(host - by_others(images, parameters)).max() < 0.01
+    assert levels(host - dali).max() < 0.01
+    assert len(graph(transform, bits, True, "gpu")(batch_size=4, num_threads=1, device_id=None).serialize()) > 500
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        (Resize((140, 150), "bicubic", rounded=False), CenterCrop(128)),
+        (Resize(140, rounded=False), HorizontalFlip(), CenterCrop(128)),
+        (RandomCrop(200), Resize(140, rounded=False), RandomCrop(128), Rotate90(), VerticalFlip()),
+        (Resize(100, rounded=False), CenterCrop(128)),
+    ],
+)
+def test_what_else_evaluation_may_be_does_not_round_either(
+    photographs: list[bytes], steps: tuple[Operator, ...]
+) -> None:
+    transform = Transform((*steps, Normalize(MEAN, STD)))
+    sizes, parameters = drawn(transform, photographs)
+    wanted = by_torchvision(transform, photographs, parameters)
+    executor = HostExecutor(transform)
+    host, _ = executor.run(photographs, ["jpeg"] * 4, sizes, parameters)
+    executor.close()
+    dali, _ = DaliExecutor(transform, batch=4).run(photographs, ["jpeg"] * 4, sizes, parameters)
+    assert levels(host - wanted).max() < 0.01
+    apart = levels(dali - wanted)  # DALI repeats the border's pixel, torch weighs what there is
+    assert apart.mean() < 0.01 and np.quantile(apart, 0.9) < 0.05 and apart.max() < 8
+
+
+def test_floats_are_within_a_level_of_bytes(photographs: list[bytes]) -> None:
+    """What evaluation left behind when it ceased to round: torchvision's resize of bytes."""
+    made = []
+    for rounded in (True, False):
+        transform = Transform((Resize(146, rounded=rounded), CenterCrop(128), Normalize(MEAN, STD)))
+        made.append(by_torchvision(transform, photographs, drawn(transform, photographs)[1]))
+    apart = levels(made[0] - made[1])
+    assert 0.2 < apart.mean() < 0.35 and apart.max() < 1.1
+
+
 @pytest.mark.parametrize("size", [146, (150, 170)])
-def test_executors_evaluate_within_one_level_on_few_pixels(
+def test_executors_resize_bytes_within_one_level_on_few_pixels(
     photographs: list[bytes], size: int | tuple[int, int]
 ) -> None:
     """Torch keeps the weights of its resize of bytes in 16 bits, DALI in floats: near a half they round apart."""

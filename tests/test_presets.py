@@ -1,5 +1,6 @@
 """Presets are data with a reference for each choice; they build at any size, on colour and on one channel."""
 
+import json
 from typing import Any, get_args
 
 import pytest
@@ -40,7 +41,19 @@ def test_study_is_the_published_order() -> None:
         Normalize(MEAN, STD),
     )
     steps = load({}, {"preset": "study"}).data.eval_transform(MEAN, STD).operators
-    assert steps[0] == Resize((256, 256)) and load({}, {}).data.eval_transform(MEAN, STD).operators[0] == Resize(256)
+    usual = load({}, {}).data.eval_transform(MEAN, STD).operators
+    assert steps[0] == Resize((256, 256), rounded=False) and usual[0] == Resize(256, rounded=False)
+
+
+def test_evaluation_does_not_round_unless_told_to_or_colours_follow() -> None:
+    def first(steps: list[dict[str, Any]]) -> Any:
+        config = load({}, {"eval_operators": json.dumps(steps), "image_size": 64})
+        return config.data.eval_transform(MEAN, STD).operators[0]
+
+    resize, crop = {"op": "Resize", "size": 72}, {"op": "CenterCrop", "size": 64}
+    assert first([resize, crop]) == Resize(72, rounded=False)
+    assert first([resize | {"rounded": True}, crop]) == Resize(72)
+    assert first([resize, {"op": "Gamma"}, crop]) == Resize(72)
 
 
 def test_the_config_knows_them_all_and_its_scale_wins() -> None:

@@ -23,6 +23,7 @@ from shards.operators import (
     VerticalFlip,
 )
 from shards.transforms import PRESETS, Drawn, Transform, eval_transform, train_transform
+from shards.views import MultiCrop, Views
 
 
 def keys(count: int, seed: int = 0) -> DrawKeys:
@@ -131,6 +132,15 @@ def test_flips_come_as_often_as_asked_and_presets_describe_themselves() -> None:
         (lambda: RandomCrop(5, -1), "padding is -1"),
         (lambda: GaussianBlur(kernel_size=4), "kernel_size is 4; give an odd number"),
         (lambda: ColorJitter(hue=0.6), "hue is 0.6; give a strength within 0..0.5"),
+        (
+            lambda: Transform((Resize((8, 8), rounded=False), HorizontalFlip(), ColorJitter(), Normalize())),
+            "ColorJitter behind a Resize that does not round: leave its rounded at true",
+        ),
+        (
+            lambda: Views((Resize((8, 8), rounded=False), MultiCrop((1,), (8,), ((0.4, 1.0),)), Normalize())),
+            "MultiCrop behind a Resize that does not round",
+        ),
+        (lambda: Resize(8, rounded=1), "rounded is 1; give true or false"),  # type: ignore[arg-type]
         (lambda: Transform((Resize(8), Normalize())), "mixed sizes"),
         (lambda: Transform((Resize((8, 8)), RandomCrop(9), Normalize())), "crop 9 x 9 is larger than the image"),
         (lambda: Transform((CenterCrop(8),)), "needs one Normalize, this has 0"),

@@ -11,7 +11,15 @@ from shards.manifest import Manifest
 from shards.presets import preset_of
 from shards.reshard import parse_size
 from shards.shardset import ShardSet
-from shards.transforms import AnyTransform, Transform, eval_transform, one_view, train_transform, transform_of
+from shards.transforms import (
+    AnyTransform,
+    Transform,
+    eval_transform,
+    one_view,
+    train_transform,
+    transform_of,
+    unrounded,
+)
 from shards.windows import Window, window_of
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -184,7 +192,8 @@ class Data(Section):
     def eval_transform(self, mean: Sequence[float], std: Sequence[float]) -> Transform:
         """What evaluation makes of an image: its own operators, or resize and center crop; then normalisation."""
         if self.eval_operators is not None:
-            return one_view(transform_of(self.eval_operators, mean, std, self.window_of(training=False)))
+            steps = unrounded(self.eval_operators)
+            return one_view(transform_of(steps, mean, std, self.window_of(training=False)))
         window = self.window_of(training=False)
         return eval_transform(self.image_size, mean, std, resize=self.resize_to, window=window)
 
