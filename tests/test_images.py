@@ -162,7 +162,7 @@ def test_chroma_and_quality_of_jpeg(colours: np.ndarray) -> None:
 
 def test_a_whole_preparation(real_data: Path) -> None:
     photographs = sorted((real_data / "idrid-full").rglob("*.jpg"))
-    pixels, data, _ = prepare(photographs[0].read_bytes(), PixelOptions())
+    pixels, data, *_ = prepare(photographs[0].read_bytes(), PixelOptions())
     assert pixels.shape == (256, 385, 3)
     assert Image.open(io.BytesIO(data)).size == (385, 256)
 
