@@ -151,7 +151,7 @@ choose_nodes() {
 # whole: the shells between here and there would take JSON's quotes, and pdsh what follows a %.
 remote_settings() {
     local MEDSHARD_WORDS
-    MEDSHARD_WORDS=$(printf '%s\0' "$@" | base64 | tr -d '\n') && export MEDSHARD_WORDS
+    MEDSHARD_WORDS=$( (($#)) && printf '%s\0' "$@" | base64 | tr -d '\n' || true) && export MEDSHARD_WORDS
     DS_ENV_FILE=$(mktemp) && export DS_ENV_FILE
     env | grep -E '^(DS_ACCELERATOR|OMP_|GLOO_|NCCL_|TORCH_|HF_HOME|HF_HUB_|MEDSHARD_|CUDA_)[A-Z0-9_]*=[^ ;]*$' >"$DS_ENV_FILE" || true
 }
