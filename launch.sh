@@ -85,37 +85,52 @@ cpu_settings() {
 
 # Runs a command in a session of its own and asks all of it to stop with USR1 when told to: the trainer's ranks answer
 # with a checkpoint, DeepSpeed's launchers ignore it (on TERM they would kill ranks that take longer than 30 s to write).
-# A second Ctrl-C, or a minute without an end, kills what is left. Sets `told` where it was told.
+# It is asked again and again: a rank that is still importing does not listen yet. A second Ctrl-C, or a minute without
+# an end, kills what is left. Sets `told` where it was told.
 in_own_session() {
-    local signal=USR1 group status=0 interrupts=0 seconds=0
+    local signal=USR1 group status=0 interrupts=0 seconds=0 reminder=
     (trap '' USR1 && exec setsid "$@") &
     group=$!
     told=0
-    trap 'told=1; stop_run USR1' TERM USR1
-    trap 'told=1; ((++interrupts > 1)) && signal=KILL || say "stopping with a checkpoint; Ctrl-C again ends at once" >&2
-        stop_run "$signal"' INT
+    trap 'told=1; stop_run USR1; keep_asking' TERM USR1
+    trap 'told=1; ((++interrupts > 1)) && signal=KILL || say "stopping (a training with a checkpoint); Ctrl-C again ends at once" >&2
+        stop_run "$signal"; keep_asking' INT
     while kill -0 "$group" 2>/dev/null; do
         status=0
         wait "$group" 2>/dev/null || status=$? # bash would tell of the KILL
     done
     while kill -0 -- "-$group" 2>/dev/null && ((interrupts < 2 && seconds++ < 60)); do sleep 1; done
     trap - INT TERM USR1
+    [[ -z $reminder ]] || kill "$reminder" 2>/dev/null || true
     kill -KILL -- "-$group" 2>/dev/null || true
     ((interrupts < 2)) || return 130
     return "$status"
 }
 
-# A signal to all of the run, the ranks on other machines, too.
+# Repeats the wish to stop, which costs a rank that has heard it nothing, for as long as the run lives.
+keep_asking() {
+    [[ -z $reminder ]] || return 0
+    while sleep 3 && kill -0 -- "-$group" 2>/dev/null; do stop_run USR1; done </dev/null >/dev/null 2>&1 &
+    reminder=$!
+}
+
+# A signal to all of the run, the ranks on other machines, too: of all trainers there those with this run's mark. USR1
+# goes only to those that catch it (bit 9 of SigCgt): it would end one that is still importing, and the others wait.
 stop_run() {
-    local node
-    if ((over_ssh)); then
-        for node in $(nodes_of "$HOSTFILE"); do
-            # Of all trainers there those with this run's mark.
-            ssh "$node" "for rank in \$(pgrep -f -- ' -u $root/train/run.py'); do
-                grep -qz '^MEDSHARD_EXIT_FILE=$MEDSHARD_EXIT_FILE\$' /proc/\$rank/environ && kill -$1 \$rank; done" </dev/null >/dev/null 2>&1 &
-        done
-    fi
+    ((!over_ssh)) || on_nodes "for rank in \$(pgrep -f -- ' -u /.*/train/run\.py'); do
+        grep -qzxF 'MEDSHARD_EXIT_FILE=$MEDSHARD_EXIT_FILE' /proc/\$rank/environ || continue
+        [ $1 = KILL ] || grep -q '^SigCgt:.*[2367abef]..\$' /proc/\$rank/status || continue
+        kill -$1 \$rank
+    done"
     kill -"$1" -- "-$group" 2>/dev/null || true
+}
+
+# Starts a command on every node of HOSTFILE, side by side; nobody hears what it says.
+on_nodes() {
+    local node
+    for node in $(nodes_of "$HOSTFILE"); do
+        ssh -o ConnectTimeout=10 "$node" "$1" </dev/null >/dev/null 2>&1 &
+    done
 }
 
 # A port that all nodes know without asking: it follows from what is run and where.
@@ -187,7 +202,7 @@ train() {
     in_own_session deepspeed --quiet "${where[@]}" "$root/train/run.py" "$@" || status=$?
     # The run's own word counts: the launcher reports a clean stop as 143, and its own death by a signal as 0.
     if [[ ! -s $MEDSHARD_EXIT_FILE ]] && ((over_ssh)); then # the first rank's machine may be another
-        ssh "$(nodes_of "$HOSTFILE" | head -n 1)" "cat $MEDSHARD_EXIT_FILE; rm -f $MEDSHARD_EXIT_FILE" >"$MEDSHARD_EXIT_FILE" 2>/dev/null || true
+        ssh "$(nodes_of "$HOSTFILE" | head -n 1)" "cat $MEDSHARD_EXIT_FILE" >"$MEDSHARD_EXIT_FILE" 2>/dev/null || true
     fi
     if [[ -s $MEDSHARD_EXIT_FILE ]]; then
         status=$(<"$MEDSHARD_EXIT_FILE")
@@ -198,6 +213,7 @@ train() {
         status=1
     fi
     rm -f "$MEDSHARD_EXIT_FILE" "${DS_ENV_FILE:-}" "${hosts:-}"
+    ((!over_ssh)) || { on_nodes "rm -f $MEDSHARD_EXIT_FILE" && wait; } # each node's first rank leaves one
     return "$status"
 }
 

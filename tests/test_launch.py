@@ -23,8 +23,8 @@ def bash(code: str, *arguments: str, **environ: str) -> "subprocess.Popen[str]":
     functions = (ROOT / "launch.sh").read_text().split("\ncommand=${1:-help}\n")[0]
     functions = functions.replace("${BASH_SOURCE[0]}", str(ROOT / "launch.sh"))
     return subprocess.Popen(
-        ["bash", "-c", f"{functions}\n{code}", "launch.sh", *arguments],
-        env={**os.environ, **environ},
+        ["bash", "-c", f'eval "$FUNCTIONS"; {code}', "launch.sh", *arguments],
+        env={**os.environ, **environ, "FUNCTIONS": functions},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -49,3 +49,98 @@ def test_flags_reach_other_nodes_whole(sent: list[str], monkeypatch: pytest.Monk
     monkeypatch.setenv("MEDSHARD_WORDS", text.strip().removeprefix("MEDSHARD_WORDS="))
     assert words(["--local_rank=1"]) == ["--local_rank=1", *sent]
     assert words(["--seed", "1"]) == ["--seed", "1"]  # for this process alone
+
+
+# A rank that is importing for a while, then writes down what it hears, and ends.
+LATE = """
+import pathlib, signal, sys, time
+time.sleep(float(sys.argv[2]))
+signal.signal(signal.SIGUSR1, lambda *_: (pathlib.Path(sys.argv[1]).write_text("heard"), sys.exit(7)))
+pathlib.Path(sys.argv[1]).write_text("listens")
+time.sleep(20)
+"""
+
+
+def wait_for(path: Path, content: str) -> None:
+    until = time.monotonic() + 20
+    while not path.is_file() or path.read_text() != content:
+        assert time.monotonic() < until, f"{path.name} does not say {content}"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_that_comes_before_a_rank_listens_is_heard(tmp_path: Path, number: signal.Signals) -> None:
+    code = 'over_ssh=0 told=0; touch begun; in_own_session "$@" || status=$?; echo "told=$told status=${status:-0}"'
+    (tmp_path / "late.py").write_text(LATE)
+    rank = [sys.executable, "-S", str(tmp_path / "late.py"), str(tmp_path / "rank"), "1.5"]
+    process = bash(f"cd {tmp_path}; {code}", *rank)
+    wait_for(tmp_path / "begun", "")
+    time.sleep(0.3)
+    os.kill(process.pid, number)
+    assert output_of(process)[1].splitlines()[-1] == "told=1 status=7"
+    assert (tmp_path / "rank").read_text() == "heard"
+
+
+def test_on_other_nodes_the_ranks_of_this_run_that_listen_are_told(tmp_path: Path) -> None:
+    """Whatever the path of the checkout; a rank that is still importing lives on, and that of another run."""
+    script = tmp_path / "c++ (1)" / "train" / "run.py"
+    script.parent.mkdir(parents=True)
+    script.write_text(LATE)
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    (commands / "ssh").write_text('#!/bin/sh\nshift 2\n[ "$1" = node2 ] || exit 0\nexec sh -c "$2"\n')
+    (commands / "ssh").chmod(0o755)
+    (tmp_path / "hosts").write_text("node1 slots=1\nnode2 slots=1\n")
+    begun = {"mine": ("/tmp/mine", "0"), "importing": ("/tmp/mine", "15"), "other": ("/tmp/other", "0")}
+    ranks = {
+        name: subprocess.Popen(
+            [sys.executable, "-u", str(script), str(tmp_path / name), seconds],
+            env={**os.environ, "MEDSHARD_EXIT_FILE": mark},
+        )
+        for name, (mark, seconds) in begun.items()
+    }
+    try:
+        for name in ("mine", "other"):
+            wait_for(tmp_path / name, "listens")
+        told = 'setsid sleep 0 & group=$! over_ssh=1; wait; root=$1; stop_run "$2"; wait'
+        here = {"HOSTFILE": str(tmp_path / "hosts"), "MEDSHARD_EXIT_FILE": "/tmp/mine"}
+        here["PATH"] = f"{commands}:{os.environ['PATH']}"
+        assert output_of(bash(told, str(script.parents[1]), "USR1", **here)) == (0, "")
+        assert ranks["mine"].wait(20) == 7
+        assert [ranks[name].poll() for name in ("importing", "other")] == [None, None]
+        assert output_of(bash(told, str(script.parents[1]), "KILL", **here)) == (0, "")
+        assert ranks["importing"].wait(20) == -signal.SIGKILL and ranks["other"].poll() is None
+    finally:
+        for each in ranks.values():
+            each.kill()
+            each.wait()
+
+
+def test_no_file_stays_on_any_node(tmp_path: Path) -> None:
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    (commands / "ssh").write_text(f'#!/bin/sh\nshift $(($# - 2))\necho "$*" >>{tmp_path}/asked\n')
+    (commands / "pdsh").write_text("#!/bin/sh\n")
+    (commands / "deepspeed").write_text(
+        f"#!/bin/sh\necho $MEDSHARD_EXIT_FILE >{tmp_path}/file\necho 0 >$MEDSHARD_EXIT_FILE\n"
+    )
+    for path in commands.iterdir():
+        path.chmod(0o755)
+    (tmp_path / "hosts").write_text("node1 slots=1\nnode2 slots=1\n")
+    environ = {"HOSTFILE": str(tmp_path / "hosts"), "PATH": f"{commands}:{os.environ['PATH']}", "TMPDIR": str(tmp_path)}
+    assert output_of(bash("venv=/none; train --epochs 2", **environ)) == (0, "")
+    file = (tmp_path / "file").read_text().strip()
+    assert sorted((tmp_path / "asked").read_text().splitlines()) == [f"node{n} rm -f {file}" for n in (1, 2)]
+    assert {path.name for path in tmp_path.iterdir()} == {"asked", "bin", "file", "hosts"}
+
+
+@pytest.mark.parametrize("ignored", ["trap '' USR1; ", ""])
+def test_a_scoring_ends_where_it_is_told_to(tmp_path: Path, ignored: str) -> None:
+    """`--test` keeps nothing, so it does not go on to its end."""
+    code = "import sys, time; sys.modules['train.testing'] = m = type(sys)('testing')\n"
+    code += f"m.test_run = lambda *_: (open(r'{tmp_path}/begun', 'w').close(), time.sleep(20))[1]\n"
+    code += "from train.run import main; main(['--test', 'runs/x'])"
+    process = bash(f'{ignored}exec "$@"', sys.executable, "-c", code)
+    wait_for(tmp_path / "begun", "")
+    os.kill(process.pid, signal.SIGUSR1)
+    assert output_of(process) == (75, "")

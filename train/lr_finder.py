@@ -65,6 +65,7 @@ class Search:
 
     def __init__(self, job: Job, folder: Path, kind: Kind, ends: ExitStack) -> None:
         self.job, self.folder, self.kind = job, folder, kind
+        self.wish = ends.enter_context(Wish())  # a signal before the first step is answered there
         check(job)
         model, self.story = start_of(job)
         self.layers = layer_groups(model)
@@ -77,7 +78,6 @@ class Search:
         self.epoch_steps = plan.samples_per_epoch / job.batch
         self.steps = plan.steps(finder.finder_epochs) if kind == "grid" else finder.finder_steps
         tries = finder.finder_resolution if kind == "grid" else 1
-        self.wish = ends.enter_context(Wish())
         self.pulse = ends.enter_context(Pulse(job.ranks, folder, minutes=job.config.training.hang_minutes))
         self.reporter = Reporter(
             folder if job.ranks.first else None,

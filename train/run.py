@@ -32,13 +32,13 @@ from train.config_file import load, read_file
 from train.data_config import shares
 from train.ds_settings import DeepSpeedSettings
 from train.flags import DEEPSPEED_FLAGS, parse_args
+from train.stopping import EXIT_PREEMPTED, Wish, ending_at_once
 
 if TYPE_CHECKING:
     from train.evaluation import Predictions
     from train.job import Job
     from train.loop import Trainer
 
-EXIT_PREEMPTED = 75
 EXIT_FILE_VARIABLE = "MEDSHARD_EXIT_FILE"  # launch.sh sets it
 WORDS_VARIABLE = "MEDSHARD_WORDS"  # likewise: the flags between NULs, in base64
 PATIENCE_SECONDS = 8  # another rank's error waits so long for the first rank's, which is the same as a rule
@@ -154,9 +154,10 @@ def main(argv: Sequence[str]) -> int:
     """Train as the flags say; the exit code. Raises ValueError for the user's mistakes."""
     args, flags = parse_args(argv)
     if args.test is not None:
-        from train.testing import test_run
+        with ending_at_once():
+            from train.testing import test_run
 
-        return test_run(args, flags)
+            return test_run(args, flags)
     config, settings = resolve(args, flags)
     first = os.environ.get("RANK", "0") == "0"
     if args.print_config:
@@ -190,7 +191,6 @@ def _train(
     from train.assembly import build
     from train.failures import explained
     from train.loop import Preempted
-    from train.stopping import Wish
 
     ranks = engines.ranks_from_environment()
     device = engines.device_of(ranks)

@@ -33,8 +33,8 @@ from train.config_file import nearest
 from train.flags import DEEPSPEED_FLAGS
 from train.lock import LOCK_FILE
 from train.reporting import read_metrics
-from train.run import EXIT_PREEMPTED
 from train.rundir import METRICS_FILE, RESULTS_FILE
+from train.stopping import EXIT_PREEMPTED
 from train.study_table import last_line, rows, table, unfinished
 
 ROOT = Path(__file__).resolve().parents[1]
