@@ -10,7 +10,9 @@ import pytest
 import torch
 from test_run import FAST, losses, quiet_machine, ranks  # noqa: F401 - the fixture is used by name
 
+from train import lr_finder
 from train.config import Config, Finder, Training
+from train.lock import take
 from train.lr_finder import Search, best_of, rates_of, suggestions
 from train.lr_trial import Ramp
 from train.reporting import read_metrics
@@ -70,6 +72,29 @@ def test_an_interrupted_search_goes_on_and_tries_nothing_twice(
     both = [read_metrics(Path(f"runs/{name}-lr-grid/metrics.jsonl")) for name in ("cut", "whole")]
     kept = [[(each["step"], each.get("train_loss")) for each in records if each["kind"] == "try"] for records in both]
     assert kept[0] == kept[1] and len(kept[0]) == 3
+
+
+def test_a_folder_is_whole_or_not_there_and_one_search_s_alone(tiny_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = ["--lr-finder", "--finder-resolution", "1", "--finder-epochs", "1"]
+
+    def dies(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lr_finder, "write_aside", dies)
+        with pytest.raises(KeyboardInterrupt):
+            find(tiny_set, "half", *grid)
+    assert not list(Path("runs").iterdir())
+    with monkeypatch.context() as patch:
+        patch.setattr(Search, "try_rate", dies)
+        with pytest.raises(KeyboardInterrupt):
+            find(tiny_set, "half", *grid)
+    other = take(Path("runs/half-lr-grid"))
+    with pytest.raises(ValueError, match=r"half-lr-grid is being trained by process .*: wait for it or stop it"):
+        find(tiny_set, "half", *grid)
+    other.release()
+    assert len(find(tiny_set, "half", *grid)["tries"]) == 1
+    assert not Path("runs/half-lr-grid/trainer.lock").exists()
 
 
 @pytest.mark.slow

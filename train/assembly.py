@@ -79,7 +79,7 @@ def build(
     init = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()} if ranks.first else {}
     join(ranks, device)
     if resume:
-        agree(lambda: _lock(folder, ends))
+        agree(lambda: lock(folder, ends))
     found, damaged = agree(lambda: checkpoints.newest(folder / "checkpoints")) if resume else (None, [])
     whole = None
     if found is not None and settings.stage >= 1 and found.world != ranks.world:
@@ -88,8 +88,8 @@ def build(
     engine = equip(job, model, optimizer)
     if not resume:
         record = _record(job, list(layers), story)
-        agree(lambda: _make_folder(folder, lambda made: _fill(made, record, init, job.info)))
-        agree(lambda: _lock(folder, ends))
+        agree(lambda: make_folder(folder, lambda made: _fill(made, record, init, job.info)))
+        agree(lambda: lock(folder, ends))
     pulse = ends.enter_context(Pulse(ranks, folder, minutes=config.training.hang_minutes))
     reporter = Reporter(
         folder if ranks.first else None,
@@ -119,10 +119,10 @@ def equip(job: Job, model: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
     return engine
 
 
-def _lock(folder: Path, ends: ExitStack) -> None:
+def lock(folder: Path, ends: ExitStack) -> None:
     """Keep other trainers out of the run, and tell them for as long as this process lives that it does."""
-    lock = take(folder, say=lambda line: print(line, flush=True))
-    ends.callback(lock.release)
+    held = take(folder, say=lambda line: print(line, flush=True))
+    ends.callback(held.release)
 
 
 def weights_info(config: Config, shards: ShardSet) -> WeightsInfo:
@@ -287,8 +287,8 @@ def _fill(folder: Path, record: dict[str, object], init: dict[str, torch.Tensor]
     save_weights(folder / "weights" / "init.safetensors", init, info)
 
 
-def _make_folder(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Make a folder that appears with its content, or not at all."""
+def make_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Make a folder that appears with its content, or not at all. Raises ValueError where it is there already."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:

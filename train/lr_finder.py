@@ -28,7 +28,17 @@ from torch import nn
 
 from shards.manifest import write_aside
 from shards.shardset import ShardSet
-from train.assembly import check, equip, freeze_backbone, settled, start_of, versions, weights_info
+from train.assembly import (
+    check,
+    equip,
+    freeze_backbone,
+    lock,
+    make_folder,
+    settled,
+    start_of,
+    versions,
+    weights_info,
+)
 from train.config import RESUMABLE, Config, Schedule, changed
 from train.ds_settings import DeepSpeedSettings
 from train.engine import Ranks, agree, join, plain_copy
@@ -72,7 +82,7 @@ class Search:
         self.start = {name: plain_copy(tensor) for name, tensor in model.state_dict().items()}
         self._optimizer(self._model(), 1.0)  # refuses what does not fit before anything is written
         join(job.ranks, job.device)
-        self.tries: list[dict[str, Any]] = agree(lambda: _open(self))
+        self.tries: list[dict[str, Any]] = agree(lambda: _open(self, ends))
         finder = job.config.finder
         plan = job.plan
         self.epoch_steps = plan.samples_per_epoch / job.batch
@@ -253,13 +263,15 @@ def suggestions(steps: Sequence[Mapping[str, float]]) -> dict[str, float | None]
     }
 
 
-def _open(search: Search) -> list[dict[str, Any]]:
-    """Make the folder, or take up what an interrupted search of the same choices has left there: its tries."""
+def _open(search: Search, ends: ExitStack) -> list[dict[str, Any]]:
+    """Make the folder, or take up what an interrupted search of the same choices has left there: its tries.
+
+    Others are kept out of it until `ends`. Raises ValueError where a search lives in it, or where it is of another.
+    """
     folder, path = search.folder, search.folder / RECORD
     if not folder.exists():
-        folder.mkdir(parents=True)
-        _write(search, {"kind": search.kind, "tries": []})
-        return []
+        make_folder(folder, lambda made: _write(search, {"kind": search.kind, "tries": []}, made))
+    lock(folder, ends)
     if (folder / "lr_finder.svg").is_file() or not path.is_file():  # the figure comes last
         raise ValueError(f"{folder} exists: remove it, or give another --name")
     before = read_json(path)
@@ -281,11 +293,11 @@ def _differs(search: Search, before: Mapping[str, Any]) -> str | None:
     return next(iter([*(name for name in fields if name not in RESUMABLE), *others]), None)
 
 
-def _write(search: Search, content: Mapping[str, Any]) -> None:
+def _write(search: Search, content: Mapping[str, Any], folder: Path | None = None) -> None:
     job = search.job
     record = {
         **content, "config": job.config.model_dump(mode="json"), "deepspeed": job.settings.portable(),
         "set": job.shards.manifest.name, "manifest_digest": job.shards.manifest.digest, "world": job.ranks.world,
         "start": search.story, "versions": versions(),
     }  # fmt: skip
-    write_aside(search.folder / RECORD, dumps(record, indent=1).encode())
+    write_aside((folder or search.folder) / RECORD, dumps(record, indent=1).encode())
