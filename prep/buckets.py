@@ -8,16 +8,16 @@ import errno
 import json
 import os
 import sqlite3
+from collections import OrderedDict
 from collections.abc import Iterable
-from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from prep.images import UndecodableImage
 from shards.manifest import sync_folder
 from shards.metadata import Metadata
 
-MAX_OPEN = 128
+MAX_OPEN = 128  # a task
 TABLE = "create table images (key text primary key, height int, width int, size int, told text, data blob, reason text)"
 
 
@@ -68,26 +68,44 @@ def _row(entry: tuple[str, Encoded | str]) -> tuple[object, ...]:
     return key, image.height, image.width, image.size, json.dumps(dict(image.told)), image.data, ""
 
 
-@lru_cache(maxsize=MAX_OPEN)
-def _open(path: Path) -> sqlite3.Connection:
-    database = sqlite3.connect(f"{path.resolve().as_uri()}?immutable=1", uri=True)
-    database.execute("pragma cache_size=-64")  # 64 KiB each: a row is read once
-    return database
-
-
-def take(path: Path, key: str) -> Encoded:
-    """One image of a bucket.
-
-    Raises:
-        UndecodableImage: there was none, with the reason.
-        OSError: the bucket cannot be read.
+class Buckets:
+    """Buckets that one task reads, in the thread that runs it. They are closed with it: a deleted file that is open
+    keeps its room, and a folder that holds one cannot be removed from NFS.
     """
-    try:
-        found = _open(path).execute("select * from images where key = ?", (key,)).fetchone()
-    except sqlite3.Error as error:
-        raise OSError(errno.EIO, str(error)) from None
-    assert found is not None, f"{key} is not in {path.name}"
-    _, height, width, size, told, data, reason = found
-    if reason:
-        raise UndecodableImage(reason)
-    return Encoded(data, height, width, json.loads(told), size)
+
+    def __init__(self) -> None:
+        self._open: OrderedDict[Path, sqlite3.Connection] = OrderedDict()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._open:
+            self._open.popitem()[1].close()
+
+    def take(self, path: Path, key: str) -> Encoded:
+        """One image of a bucket.
+
+        Raises:
+            UndecodableImage: there was none, with the reason.
+            OSError: the bucket cannot be read.
+        """
+        try:
+            found = self._connection(path).execute("select * from images where key = ?", (key,)).fetchone()
+        except sqlite3.Error as error:
+            raise OSError(errno.EIO, str(error)) from None
+        assert found is not None, f"{key} is not in {path.name}"
+        _, height, width, size, told, data, reason = found
+        if reason:
+            raise UndecodableImage(reason)
+        return Encoded(data, height, width, json.loads(told), size)
+
+    def _connection(self, path: Path) -> sqlite3.Connection:
+        if path in self._open:
+            self._open.move_to_end(path)
+            return self._open[path]
+        if len(self._open) >= MAX_OPEN:
+            self._open.popitem(last=False)[1].close()
+        self._open[path] = sqlite3.connect(f"{path.resolve().as_uri()}?immutable=1", uri=True)
+        self._open[path].execute("pragma cache_size=-64")  # 64 KiB each: a row is read once
+        return self._open[path]

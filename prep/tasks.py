@@ -24,7 +24,7 @@ import numpy as np
 import simplejpeg
 import xxhash
 
-from prep.buckets import Encoded, take
+from prep.buckets import Buckets, Encoded
 from prep.delivery import deliver
 from prep.hdf5 import read_row
 from prep.images import PixelOptions, UndecodableImage, prepare, prepare_pixels, read_file
@@ -159,8 +159,11 @@ def _write(task: Task, folder: Path, tick: Callable[[int, bool], None]) -> Outco
     fields = task.fields
     writer = ShardWriter(folder, task.split, task.shard, task.set_id, task=task.kind, fields=fields, alone=task.alone)
     try:
-        for item, read in reading(task.items):
-            _add(writer, item, read, task, outcome, tick)
+        with Buckets() as buckets:
+            for item, read in reading(task.items):
+                own = partial(encoded, item, read, task.pixels)
+                make = own if item.bucket is None else partial(buckets.take, item.bucket, item.key)
+                _add(writer, item, make, task, outcome, tick)
         if len(writer):
             info = writer.close()
             outcome.info = (pack(folder, info, alone=task.alone) if task.compress else info).model_dump()
@@ -196,13 +199,13 @@ def reading(items: tuple[Item, ...]) -> Iterator[tuple[Item, Callable[[], bytes]
 def _add(
     writer: ShardWriter,
     item: Item,
-    read: Callable[[], bytes],
+    make: Callable[[], Encoded],
     task: Task,
     outcome: Outcome,
     tick: Callable[[int, bool], None],
 ) -> None:
     try:
-        encoded, height, width, metadata, size, frames = _encoded(item, read, task)
+        data, height, width, metadata, size, frames = make()
     except UndecodableImage as error:
         if task.strict:
             raise undecodable(item.key, str(error), task.folder) from None
@@ -211,25 +214,28 @@ def _add(
         return
     told = {name: value for name, value in metadata.items() if name in task.fields}
     # Read back what was written: the statistics are those of the stored pixels, and a broken encoder is seen here.
-    stored = read_back(encoded, task.pixels, height, width)
+    stored = read_back(data, task.pixels, height, width)
     outcome.measure(stored)
     if task.near_duplicates:
         outcome.descriptors.append(packed(descriptor(stored)))
-    writer.add(item.key, encoded, task.pixels.format, item.labels, height, width, item.group, metadata=told)
+    writer.add(item.key, data, task.pixels.format, item.labels, height, width, item.group, metadata=told)
     outcome.raw_bytes += size
     outcome.several_frames += frames > 1
     tick(size, True)
 
 
-def _encoded(item: Item, read: Callable[[], bytes], task: Task) -> Encoded:
-    if item.bucket is not None:
-        return take(item.bucket, item.key)
+def encoded(item: Item, read: Callable[[], bytes], pixels: PixelOptions) -> Encoded:
+    """An image as it will be stored, made from its source, whether it lies in a bucket or not. `read` gives its file.
+
+    Raises:
+        UndecodableImage: there is none, with the reason.
+    """
     if item.row is None and item.region is None:
         data = read()
-        size, prepared = len(data), prepare(data, task.pixels, item.metadata)
+        size, prepared = len(data), prepare(data, pixels, item.metadata)
     else:
         raw = read_tile(item.path, item.region) if item.region else read_row(item.path, item.row or 0)
-        size, prepared = raw.nbytes, prepare_pixels(raw, task.pixels, item.metadata)
+        size, prepared = raw.nbytes, prepare_pixels(raw, pixels, item.metadata)
     height, width = prepared.pixels.shape[:2]
     return Encoded(prepared.encoded, height, width, prepared.metadata, size, prepared.frames)
 

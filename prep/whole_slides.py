@@ -5,6 +5,7 @@ level, a tile is read by its own region. Tissue is what is coloured: PatchCamely
 .07 after blurring.
 """
 
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,14 +17,22 @@ import numpy as np
 
 from prep.images import UndecodableImage
 
-MAX_OPEN = 4
+MAX_OPEN = 4  # a thread
 BLOCK = 2048  # pixels of one side of what is read at once
 FINENESS = 8  # tissue is looked for at this many pixels a side of a tile
 SATURATION = round(0.07 * 255)
 DARK = 20  # of 255: below it the saturation of ink and scanner borders is noise
 FINER = 1.02  # a level may be coarser than wanted by this much, as scanners' resolutions scatter
 
-_open: OrderedDict[Path, Any] = OrderedDict()
+
+class _Slides(threading.local):
+    """What a thread holds open: another one could close it in the middle of a read."""
+
+    def __init__(self) -> None:
+        self.open: OrderedDict[Path, Any] = OrderedDict()
+
+
+_slides = _Slides()
 
 
 @dataclass(frozen=True)
@@ -54,21 +63,22 @@ class Region(NamedTuple):
 
 
 def open_slide(path: Path) -> Any:
-    """The slide, kept open for the process; UndecodableImage where OpenSlide does not read it."""
+    """The slide, kept open for the thread; UndecodableImage where OpenSlide does not read it."""
     import openslide  # needed only where slides are
 
-    if path in _open:
-        _open.move_to_end(path)
-        return _open[path]
+    held = _slides.open
+    if path in held:
+        held.move_to_end(path)
+        return held[path]
     try:
         slide = openslide.OpenSlide(str(path))
     except FileNotFoundError:
         raise UndecodableImage("the file is missing") from None
     except (openslide.OpenSlideError, OSError):
         raise UndecodableImage("no slide that OpenSlide reads") from None
-    _open[path] = slide
-    if len(_open) > MAX_OPEN:
-        _open.popitem(last=False)[1].close()
+    held[path] = slide
+    if len(held) > MAX_OPEN:
+        held.popitem(last=False)[1].close()
     return slide
 
 
@@ -108,7 +118,7 @@ def read_region(path: Path, left: float, top: float, side: tuple[float, float], 
     try:
         pixels = np.asarray(slide.read_region(corner, level, size))
     except openslide.OpenSlideError:
-        _open.pop(path).close()  # after an error a handle gives nothing more
+        _slides.open.pop(path).close()  # after an error a handle gives nothing more
         raise UndecodableImage("a part of the slide does not decode") from None
     opaque = pixels[..., 3:] > 0
     return np.where(opaque, pixels[..., :3], np.uint8(255))

@@ -15,8 +15,11 @@ import pytest
 from test_convert import OPTIONS, digests, make, raw
 
 import prep.cluster
-from prep.phantoms import SALT_NAME
+from prep.convert import convert
+from prep.images import PixelOptions
+from prep.phantoms import SALT_NAME, draw_phantoms
 from prep.places import open_place
+from prep.planning import ConvertOptions
 from prep.sources import DATASETS
 
 __all__ = ["raw"]
@@ -42,8 +45,8 @@ def cluster(tmp_path: Path) -> Iterator[tuple[str, Callable[..., subprocess.Pope
         started.append(process)
         return process
 
-    def worker(**variables: str) -> subprocess.Popen[bytes]:
-        own = ["--nthreads", "1", "--no-nanny", "--no-dashboard", "--local-directory", str(tmp_path / "dask")]
+    def worker(threads: int = 1, **variables: str) -> subprocess.Popen[bytes]:
+        own = ["--nthreads", str(threads), "--no-nanny", "--no-dashboard", "--local-directory", str(tmp_path / "dask")]
         return start("dask_worker", address, *own, **variables)
 
     start("dask_scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard", "--no-show")
@@ -69,6 +72,18 @@ def test_a_killed_worker_changes_no_byte(raw: Path, tmp_path: Path, cluster: tup
     assert run.wait(timeout=240) == 0, run.stderr.read() if run.stderr else ""
     assert run.stderr is not None
     run.stderr.close()
+    assert digests(tmp_path / "here") == digests(tmp_path / "there")
+
+
+@pytest.mark.slow
+def test_two_threads_of_a_worker_read_the_same_buckets(tmp_path: Path, cluster: tuple[str, Callable]) -> None:
+    address, worker = cluster
+    draw_phantoms("Camelyon", tmp_path / "raw", 60, quiet=True)
+    options = ConvertOptions(pixels=PixelOptions(3, None, "raw"), shard_samples=4, quiet=True)
+    worker(threads=2)
+    for name, where in (("here", None), ("there", address)):
+        convert(DATASETS["Camelyon"], tmp_path / "raw", tmp_path / name, replace(options, cluster=where),
+                tmp_path / "raw" / SALT_NAME)  # fmt: skip
     assert digests(tmp_path / "here") == digests(tmp_path / "there")
 
 

@@ -1,8 +1,10 @@
 """HDF5 files and slides are read once, in source order, into buckets. Run: pytest tests/test_gathering.py"""
 
+import os
 import resource
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +18,7 @@ from test_convert import digests
 import prep.convert
 import prep.gathering
 import prep.hdf5
-from prep.buckets import Encoded, take, write_bucket
+from prep.buckets import Buckets, Encoded, write_bucket
 from prep.convert import convert
 from prep.images import PixelOptions, UndecodableImage
 from prep.phantoms import SALT_NAME, draw_phantoms
@@ -208,9 +210,34 @@ def test_tiles_of_slides_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_bucket_gives_back_what_was_put_in(tmp_path: Path) -> None:
     image = Encoded(b"\0\xff" * 9, 3, 6, {"sex": "female", "pixel_spacing_mm": 0.25}, 54)
     write_bucket(tmp_path / "bucket", [("b", image), ("a", "it is broken")])
-    assert take(tmp_path / "bucket", "b") == image
-    with pytest.raises(UndecodableImage, match="it is broken"):
-        take(tmp_path / "bucket", "a")
+    with Buckets() as buckets:
+        assert buckets.take(tmp_path / "bucket", "b") == image
+        with pytest.raises(UndecodableImage, match="it is broken"):
+            buckets.take(tmp_path / "bucket", "a")
+
+
+def open_files(folder: Path) -> list[str]:
+    """The files below `folder` that this process holds open, deleted ones too."""
+    links = [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    return [link for link in links if link.startswith(str(folder))]
+
+
+def test_two_threads_write_the_shards_and_no_bucket_stays_open(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a Dask worker with two threads, which lives on when the set is finished."""
+    wanted = make_directly(monkeypatch, raw, tmp_path / "direct")
+    monkeypatch.setattr("prep.buckets.MAX_OPEN", 2)
+
+    def run_threads(tasks: list[Any], workers: int, progress: Any, done: Any) -> None:
+        with ThreadPoolExecutor(2) as pool:
+            for task, outcome in zip(tasks, pool.map(lambda task: task.run(lambda *_: None), tasks), strict=True):
+                done(task, outcome)
+
+    monkeypatch.setattr(prep.convert, "run_tasks", run_threads)
+    make(raw, tmp_path / "set")
+    assert digests(tmp_path / "set") == wanted
+    assert not open_files(tmp_path / "set.private")
 
 
 @pytest.mark.parametrize(("most", "lengths"), [(1 << 28, [24, 24, 24, 24, 4]), (9 * 432, [9] * 11 + [1])])

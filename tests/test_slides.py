@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -51,6 +52,16 @@ def test_a_tile_is_the_area_average_at_the_wanted_resolution(microns: float, sca
     part = picture[64 * scale : 128 * scale, 64 * scale : 128 * scale]
     wanted = part.reshape(64, scale, 64, scale, 3).mean((1, 3))
     assert tile.shape == (64, 64, 3) and np.abs(tile - wanted).mean() < 3
+
+
+def test_no_thread_closes_a_slide_that_another_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prep.whole_slides.MAX_OPEN", 1)
+    for name in "ab":
+        write_pyramid(tmp_path / f"{name}.tif", smooth(256, 256), 0.25, 1, quality=95)
+    slide = open_slide(tmp_path / "a.tif")
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(open_slide, tmp_path / "b.tif").result()
+    assert slide.read_region((0, 0), 0, (64, 64)).size == (64, 64)
 
 
 def test_tissue_is_what_is_coloured(tmp_path: Path) -> None:
