@@ -7,6 +7,7 @@ rows lie in the order of the keys, which is that of the shards: what one shard w
 import errno
 import json
 import os
+import secrets
 import sqlite3
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -43,7 +44,7 @@ def write_bucket(path: Path, images: Iterable[tuple[str, Encoded | str]], *, alo
     Raises:
         OSError: no room, or a broken disk.
     """
-    aside = path.with_name(f".{path.name}{'' if alone else f'.{os.getpid()}'}.partial")
+    aside = path.with_name(f".{path.name}{'' if alone else f'.{secrets.token_hex(4)}'}.partial")
     aside.unlink(missing_ok=True)
     try:
         with sqlite3.connect(aside, isolation_level=None) as database:

@@ -1,6 +1,5 @@
 """HDF5 files and slides are read once, in source order, into buckets. Run: pytest tests/test_gathering.py"""
 
-import os
 import resource
 import signal
 from collections.abc import Iterator
@@ -214,6 +213,21 @@ def test_a_bucket_gives_back_what_was_put_in(tmp_path: Path) -> None:
         assert buckets.take(tmp_path / "bucket", "b") == image
         with pytest.raises(UndecodableImage, match="it is broken"):
             buckets.take(tmp_path / "bucket", "a")
+
+
+def test_two_hosts_may_write_one_bucket_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their processes may have the same number."""
+    monkeypatch.setattr("os.getpid", lambda: 7)
+    path, image = tmp_path / "bucket", Encoded(b"\1" * 9, 3, 3, {}, 9)
+
+    def images() -> Iterator[tuple[str, Encoded]]:
+        write_bucket(path, [("a", image)], alone=False)
+        yield "a", image
+
+    write_bucket(path, images(), alone=False)
+    assert [found.name for found in tmp_path.iterdir()] == ["bucket"]
+    with Buckets() as buckets:
+        assert buckets.take(path, "a") == image
 
 
 def open_files(folder: Path) -> list[str]:
