@@ -19,7 +19,10 @@ from shards.manifest import sync_folder
 from shards.metadata import Metadata
 
 MAX_OPEN = 128  # a task
-TABLE = "create table images (key text primary key, height int, width int, size int, told text, data blob, reason text)"
+TABLES = """
+create table images (key text primary key, height int, width int, size int, told text, data blob);
+create table left_out (key text primary key, reason text);
+"""
 
 
 class Encoded(NamedTuple):
@@ -48,8 +51,12 @@ def write_bucket(path: Path, images: Iterable[tuple[str, Encoded | str]], *, alo
     aside.unlink(missing_ok=True)
     try:
         with sqlite3.connect(aside, isolation_level=None) as database:
-            database.executescript(f"pragma journal_mode=off; pragma synchronous=off; begin; {TABLE}")
-            database.executemany("insert into images values (?, ?, ?, ?, ?, ?, ?)", map(_row, sorted(images)))
+            database.executescript(f"pragma journal_mode=off; pragma synchronous=off; begin; {TABLES}")
+            for key, image in sorted(images):
+                if isinstance(image, str):
+                    database.execute("insert into left_out values (?, ?)", (key, image))
+                else:
+                    database.execute("insert into images values (?, ?, ?, ?, ?, ?)", _row(key, image))
             database.execute("commit")
         database.close()
         with aside.open("rb") as file:
@@ -62,11 +69,25 @@ def write_bucket(path: Path, images: Iterable[tuple[str, Encoded | str]], *, alo
     sync_folder(path.parent)
 
 
-def _row(entry: tuple[str, Encoded | str]) -> tuple[object, ...]:
-    key, image = entry
-    if isinstance(image, str):
-        return key, 0, 0, 0, "", b"", image
-    return key, image.height, image.width, image.size, json.dumps(dict(image.told)), image.data, ""
+def _row(key: str, image: Encoded) -> tuple[object, ...]:
+    return key, image.height, image.width, image.size, json.dumps(dict(image.told)), image.data
+
+
+def left_out_of(path: Path) -> list[tuple[str, str]] | None:
+    """(key, reason) of the images that a bucket could not be given; None where there is no whole bucket."""
+    if not path.is_file():
+        return None
+    database = _connect(path)
+    try:
+        return database.execute("select key, reason from left_out order by key").fetchall()
+    except sqlite3.Error:
+        return None
+    finally:
+        database.close()
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.resolve().as_uri()}?immutable=1", uri=True)
 
 
 class Buckets:
@@ -92,13 +113,15 @@ class Buckets:
             OSError: the bucket cannot be read.
         """
         try:
-            found = self._connection(path).execute("select * from images where key = ?", (key,)).fetchone()
+            bucket = self._connection(path)
+            found = bucket.execute("select * from images where key = ?", (key,)).fetchone()
+            reason = found or bucket.execute("select reason from left_out where key = ?", (key,)).fetchone()
         except sqlite3.Error as error:
             raise OSError(errno.EIO, str(error)) from None
-        assert found is not None, f"{key} is not in {path.name}"
-        _, height, width, size, told, data, reason = found
-        if reason:
-            raise UndecodableImage(reason)
+        assert reason is not None, f"{key} is not in {path.name}"
+        if found is None:
+            raise UndecodableImage(reason[0])
+        _, height, width, size, told, data = found
         return Encoded(data, height, width, json.loads(told), size)
 
     def _connection(self, path: Path) -> sqlite3.Connection:
@@ -107,6 +130,6 @@ class Buckets:
             return self._open[path]
         if len(self._open) >= MAX_OPEN:
             self._open.popitem(last=False)[1].close()
-        self._open[path] = sqlite3.connect(f"{path.resolve().as_uri()}?immutable=1", uri=True)
+        self._open[path] = _connect(path)
         self._open[path].execute("pragma cache_size=-64")  # 64 KiB each: a row is read once
         return self._open[path]

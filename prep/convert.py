@@ -6,15 +6,18 @@ interrupted run goes on where it stopped: finished shards are verified by their 
 
 import hashlib
 import json
-import math
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from prep.buckets import left_out_of
 from prep.delivery import deliver_manifest, listing, read_manifest, remove
 from prep.finishing import make_manifest, near_duplicates, versions
 from prep.fold_files import check_folds
 from prep.gathering import Bucket, with_buckets
+from prep.left_out import LeftOut, any_mended
 from prep.places import StoreFailed, is_far
 from prep.planning import ConvertOptions, Planned, make_plan, make_tasks
 from prep.pool import Done, Progress, T, run_tasks
@@ -98,7 +101,7 @@ def _convert(
         tasks, buckets = with_buckets(tasks, private.path / "buckets" / run)
     results = _run(plan, root, tasks, buckets, private, options)
     manifest = make_manifest(plan, tasks, results, options, _near_duplicates(plan, tasks, results, private, options))
-    _tidy(out, private, manifest, options.url)
+    _tidy(out, manifest, options.url)
     if options.url is None:
         manifest.write(out)
     else:
@@ -184,44 +187,31 @@ def _run(
     options: ConvertOptions,
 ) -> dict[str, Outcome]:
     there = _sizes(private.out, options.url) if options.url is not None else {}
-    results = {task.stem: outcome for task in tasks if (outcome := finished(task, there)) is not None}
-    sources = {key: record.source for part in plan.parts.values() for key, record in part}
-    allowed = math.floor(options.max_bad * plan.num_samples)
-    open_tasks = [task for task in tasks if task.stem not in results]
-
-    def bad() -> list[tuple[str, str, str, str]]:
-        done = ((task, results[task.stem]) for task in tasks if task.stem in results)
-        return [(key, sources[key], task.split, reason) for task, o in done for key, reason in o.left_out]
-
-    def check() -> None:
-        rows = bad()
-        if rows:
-            private.write_table("left_out.csv", ("key", "source", "split", "reason"), rows)
-        if rows and options.strict:
-            raise undecodable(rows[0][0], rows[0][3], private.out)
-        if len(rows) > allowed:
-            raise ValueError(
-                f"{len(rows)} of {plan.num_samples} images do not decode, more than --max-bad {options.max_bad:g} "
-                "allows; the "
-                f"first: {rows[0][0]} ({rows[0][3]}). All stand in {private.path.name}/left_out.csv"
-            )
+    results: dict[str, Outcome] = {}
+    left_out = LeftOut(plan, private, options)
 
     def done(task: Task, outcome: Outcome) -> None:
         keep(task, outcome)
         results[task.stem] = outcome
-        if outcome.left_out:
-            check()
+        left_out.add(outcome.left_out)
 
-    check()
-    if open_tasks:
-        _fill(buckets, private, root, options)
-    already = sum(len(task.items) for task in tasks) - sum(len(task.items) for task in open_tasks)
-    progress = Progress(plan.num_samples, already, options.quiet)
-    _run_all(open_tasks, root, private.out, progress, done, options)
+    with _in_one_line(private.out):
+        for task in tasks:
+            outcome = finished(task, there)
+            if outcome is not None and not any_mended(task.items, outcome.left_out, task.pixels):
+                results[task.stem] = outcome
+        left_out.add([pair for outcome in results.values() for pair in outcome.left_out])
+        open_tasks = [task for task in tasks if task.stem not in results]
+        if open_tasks:
+            _fill(buckets, private, root, options, left_out)
+        already = sum(len(task.items) for task in tasks) - sum(len(task.items) for task in open_tasks)
+        _run_all(open_tasks, root, Progress(plan.num_samples, already, options.quiet), done, options)
     return results
 
 
-def _fill(buckets: list[Bucket], private: PrivateFolder, root: Path, options: ConvertOptions) -> None:
+def _fill(
+    buckets: list[Bucket], private: PrivateFolder, root: Path, options: ConvertOptions, left_out: LeftOut
+) -> None:
     """Fill the buckets that are not there yet, and drop those of runs with other options."""
     for path in (private.path / "buckets").glob("*"):
         if not buckets or path != buckets[0].folder:
@@ -229,14 +219,23 @@ def _fill(buckets: list[Bucket], private: PrivateFolder, root: Path, options: Co
     if not buckets:
         return
     buckets[0].folder.mkdir(parents=True, exist_ok=True)
-    empty = [bucket for bucket in buckets if not bucket.path.is_file()]
+    empty = [bucket for bucket in buckets if not _whole(bucket, left_out)]
     total, left = (sum(len(bucket.items) for bucket in some) for some in (buckets, empty))
     progress = Progress(total, total - left, options.quiet, "reading")
-    _run_all(empty, root, private.out, progress, lambda bucket, outcome: None, options)
+    _run_all(empty, root, progress, lambda bucket, outcome: left_out.add(outcome.left_out), options)
 
 
-def _run_all(tasks: list[T], root: Path, out: Path, progress: Progress, done: Done[T], options: ConvertOptions) -> None:
-    """Run tasks where the options say; what ends them early is told in one line."""
+def _whole(bucket: Bucket, left_out: LeftOut) -> bool:
+    """Whether a bucket is there and holds all that can be read; what it does not hold is noted."""
+    found = left_out_of(bucket.path)
+    if found is None or any_mended(bucket.items, found, bucket.pixels):
+        return False
+    left_out.add(found)
+    return True
+
+
+def _run_all(tasks: list[T], root: Path, progress: Progress, done: Done[T], options: ConvertOptions) -> None:
+    """Run tasks where the options say."""
     try:
         if options.cluster is not None:
             from prep.cluster import run_on_cluster
@@ -244,6 +243,15 @@ def _run_all(tasks: list[T], root: Path, out: Path, progress: Progress, done: Do
             run_on_cluster(tasks, options.cluster, root, progress, done)
         else:
             run_tasks(tasks, options.workers, progress, done)
+    finally:
+        progress.bar.close()
+
+
+@contextmanager
+def _in_one_line(out: Path) -> Iterator[None]:
+    """What a disk or a store ends a run with, as ValueError in one line."""
+    try:
+        yield
     except StoreFailed as error:
         raise ValueError(f"{error}; finished shards are kept") from None
     except OSError as error:
@@ -252,11 +260,9 @@ def _run_all(tasks: list[T], root: Path, out: Path, progress: Progress, done: Do
             "then run "
             f"the same command; finished shards are kept"
         ) from error
-    finally:
-        progress.bar.close()
 
 
-def _tidy(out: Path, private: PrivateFolder, manifest: Manifest, url: str | None) -> None:
+def _tidy(out: Path, manifest: Manifest, url: str | None) -> None:
     """Remove what other runs left in the output folder: shards of other options, and what a killed worker had begun."""
     kept = {MANIFEST_NAME}
     for info in (info for split in manifest.splits.values() for info in split.shards):
@@ -266,8 +272,6 @@ def _tidy(out: Path, private: PrivateFolder, manifest: Manifest, url: str | None
     for path in out.iterdir() if url is None else []:
         if OURS.fullmatch(path.name) and path.name not in kept:
             path.unlink()
-    if not (private.path / "left_out.csv").is_file():
-        private.write_table("left_out.csv", ("key", "source", "split", "reason"), [])
 
 
 def _forget(private: PrivateFolder, *names: str) -> None:

@@ -27,6 +27,7 @@ from prep.phantoms import SALT_NAME, draw_phantoms
 from prep.planning import ConvertOptions, shard_samples
 from prep.private import PrivateFolder
 from prep.sources import DATASETS
+from prep.tasks import keep
 from shards.checking import check_set
 from shards.decoding import decode
 from shards.manifest import Manifest
@@ -56,6 +57,10 @@ def make(raw: Path, out: Path, options: ConvertOptions = OPTIONS) -> Manifest:
 
 def digests(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def stop(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def images(raw: Path) -> list[Path]:
@@ -299,6 +304,30 @@ def test_strict_stops_at_what_an_earlier_run_left_out(own_raw: Path, tmp_path: P
     assert len(make(own_raw, tmp_path / "set", replace(OPTIONS, max_bad=0.05)).left_out) == 1
     with pytest.raises(ValueError, match="does not decode: no known image format"):
         make(own_raw, tmp_path / "set", strict)
+
+
+def test_images_mended_since_are_taken_in_and_what_is_broken_still_costs_no_shard(
+    own_raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(own_raw, tmp_path / "whole")
+    broken = images(own_raw)[3:6]
+    kept = [path.read_bytes() for path in broken]
+    for path, content in zip(broken, kept, strict=True):
+        path.write_bytes(bytes(len(content)))  # the same size, hence the same plan
+    with pytest.raises(ValueError, match="3 of 60 images do not decode"):
+        make(own_raw, tmp_path / "set", replace(OPTIONS, max_bad=0.04))
+    broken[0].write_bytes(kept[0])
+    with monkeypatch.context() as patch:
+        patch.setattr("prep.convert.make_manifest", stop)
+        for made in ("some", "none"):
+            patch.setattr("prep.convert.keep", keep if made == "some" else stop)  # the second time, nothing is to do
+            with pytest.raises(KeyboardInterrupt):
+                make(own_raw, tmp_path / "set", replace(OPTIONS, max_bad=0.04))
+    for path, content in zip(broken, kept, strict=True):
+        path.write_bytes(content)
+    make(own_raw, tmp_path / "set", replace(OPTIONS, strict=True))
+    assert digests(tmp_path / "set") == digests(tmp_path / "whole")
+    assert (tmp_path / "set.private" / "left_out.csv").read_text() == "key,source,split,reason\n"
 
 
 def test_a_shard_without_any_good_image_is_not_written(own_raw: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from test_convert import digests
 import prep.convert
 import prep.gathering
 import prep.hdf5
-from prep.buckets import Buckets, Encoded, write_bucket
+from prep.buckets import Buckets, Encoded, left_out_of, write_bucket
 from prep.convert import convert
 from prep.images import PixelOptions, UndecodableImage
 from prep.phantoms import SALT_NAME, draw_phantoms
@@ -179,13 +179,18 @@ def test_no_room_for_a_bucket_is_one_line_and_the_run_goes_on(
     assert digests(tmp_path / "set") == wanted
 
 
-def test_rows_of_a_broken_chunk_are_left_out_and_the_others_kept(raw: Path, tmp_path: Path) -> None:
-    path = raw / "camelyonpatch_level_2_split_train_x.h5"
+def break_chunk(path: Path) -> bytes:
+    """Break rows 16 to 23; returns what stood there before."""
+    whole = path.read_bytes()
     with h5py.File(path) as file:
         place = file["x"].id.get_chunk_info(2).byte_offset
-    data = bytearray(path.read_bytes())
-    data[place : place + 64] = bytes(64)
-    path.write_bytes(data)
+    path.write_bytes(whole[:place] + bytes(64) + whole[place + 64 :])
+    return whole
+
+
+def test_rows_of_a_broken_chunk_are_left_out_and_the_others_kept(raw: Path, tmp_path: Path) -> None:
+    path = raw / "camelyonpatch_level_2_split_train_x.h5"
+    break_chunk(path)
     with pytest.raises(ValueError, match=r"\d+ of 142 images do not decode, more than --max-bad"):
         make(raw, tmp_path / "set")
     with pytest.raises(ValueError, match=r"sample \d{8}-[0-9a-f]{8} does not decode: the row cannot be read"):
@@ -196,6 +201,28 @@ def test_rows_of_a_broken_chunk_are_left_out_and_the_others_kept(raw: Path, tmp_
     assert sorted(rows, key=lambda row: int(row.split()[-1])) == [f"{path.name} row {n}" for n in range(16, 24)]
     assert manifest.splits["train"].samples == 92
     assert not [problem for problem in check_set(tmp_path / "set") if problem.fatal]
+
+
+def test_too_many_broken_rows_are_told_before_all_is_read_and_a_mended_file_is_read_again(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = make_directly(monkeypatch, raw, tmp_path / "direct")
+    path = raw / "camelyonpatch_level_2_split_train_x.h5"
+    whole = break_chunk(path)
+    real, filled = prep.gathering.write_bucket, []
+    monkeypatch.setattr(
+        prep.gathering,
+        "write_bucket",
+        lambda path, *given, **more: (filled.append(path.name), real(path, *given, **more)),
+    )
+    for _ in range(2):  # what is broken still is not read again
+        with pytest.raises(ValueError, match="8 of 142 images do not decode, more than --max-bad"):
+            make(raw, tmp_path / "set")
+        assert filled == ["bucket-000000", "bucket-000001"]
+    path.write_bytes(whole)
+    make(raw, tmp_path / "set", replace(OPTIONS, strict=True))
+    assert filled[2:4] == ["bucket-000001", "bucket-000002"] and digests(tmp_path / "set") == wanted
+    assert (tmp_path / "set.private" / "left_out.csv").read_text() == "key,source,split,reason\n"
 
 
 def test_tiles_of_slides_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,6 +240,14 @@ def test_a_bucket_gives_back_what_was_put_in(tmp_path: Path) -> None:
         assert buckets.take(tmp_path / "bucket", "b") == image
         with pytest.raises(UndecodableImage, match="it is broken"):
             buckets.take(tmp_path / "bucket", "a")
+
+
+def test_what_is_no_whole_bucket_is_filled_again(tmp_path: Path) -> None:
+    assert left_out_of(tmp_path / "bucket") is None
+    write_bucket(tmp_path / "bucket", [("b", Encoded(b"", 1, 1, {}, 1)), ("a", "it is broken")])
+    assert left_out_of(tmp_path / "bucket") == [("a", "it is broken")]
+    (tmp_path / "bucket").write_bytes(b"of a broken disk" * 99)
+    assert left_out_of(tmp_path / "bucket") is None
 
 
 def test_two_hosts_may_write_one_bucket_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
