@@ -9,7 +9,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from prep.buckets import left_out_of
@@ -47,13 +47,13 @@ def convert(
     private = PrivateFolder(out)
     read_only = not private.path.exists() and not out.exists()
     absent = [folder for folder in out.parents if not folder.exists()]  # the nearest first
-    try:
-        with private.locked():
+    with private.locked():  # what is dropped is this run's own: no other one may come meanwhile
+        try:
             return _convert(dataset, root, out, private, options, salt_file)
-    except BaseException:
-        if read_only and not out.exists():
-            _drop_unused(private.path, absent)
-        raise
+        except BaseException:
+            if read_only and not out.exists():
+                _drop_unused(private.path, absent)
+            raise
 
 
 def _drop_unused(folder: Path, around: list[Path]) -> None:
@@ -64,7 +64,8 @@ def _drop_unused(folder: Path, around: list[Path]) -> None:
     if names <= {"lock", "salt"}:
         for name in sorted(names):
             (folder / name).unlink()
-        folder.rmdir()
+        with suppress(OSError):  # NFS keeps the open lock under another name until it is closed
+            folder.rmdir()
         for path in around:
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()

@@ -17,6 +17,7 @@ import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from shards.identity import SALT_BYTES
 from shards.manifest import write_aside
@@ -31,23 +32,19 @@ class PrivateFolder:
 
     def make(self) -> None:
         """Create the folder with mode 0700, and take the mode back to that where it was opened."""
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.path.chmod(0o700)
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.path.chmod(0o700)
+        except OSError as error:
+            raise ValueError(
+                f"the folder {self.path} cannot be made ({error.strerror or type(error).__name__}): choose an --out "
+                "that can be written to"
+            ) from None
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the set for one run; ValueError naming the process id of the run that holds it."""
-        self.make()
-        with (self.path / "lock").open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                holder = file.read().strip() or "unknown"
-                raise ValueError(
-                    f"another run (process {holder}) is writing {self.out}: wait for it, or end it and run this "
-                    "command again"
-                ) from None
+        with self._open_lock() as file:
             file.truncate(0)
             file.write(f"{os.getpid()}\n")
             file.flush()
@@ -55,6 +52,33 @@ class PrivateFolder:
                 yield
             finally:
                 file.truncate(0)
+
+    def _open_lock(self) -> TextIO:
+        """The lock file, locked. The run before may have removed it with its folder between our opening and locking it:
+        such a file keeps nobody out.
+        """
+        while True:
+            self.make()
+            try:
+                file = (self.path / "lock").open("a+")
+            except FileNotFoundError:
+                continue
+            self._lock(file)
+            if os.fstat(file.fileno()).st_nlink:
+                return file
+            file.close()
+
+    def _lock(self, file: TextIO) -> None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with file:
+                file.seek(0)
+                holder = file.read().strip() or "unknown"
+            raise ValueError(
+                f"another run (process {holder}) is writing {self.out}: wait for it, or end it and run this "
+                "command again"
+            ) from None
 
     def salt(self, given: Path | None) -> bytes:
         """The salt: that of `given` where named, else the one kept here, else a new one; kept here from then on."""

@@ -1,6 +1,7 @@
 """Conversion: the same bytes whatever happens, nothing half-written, and every refusal in one line."""
 
 import csv
+import fcntl
 import hashlib
 import io
 import os
@@ -9,6 +10,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -246,6 +249,48 @@ def test_two_runs_on_one_folder_and_a_lock_of_the_dead(raw: Path, tmp_path: Path
         make(raw, tmp_path / "set")
     (tmp_path / "set.private" / "lock").write_text("999999\n")
     assert make(raw, tmp_path / "set").name == "DDSM"
+
+
+def test_a_run_that_is_refused_leaves_the_first_ones_lock_and_salt(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both begin at once, when there is no folder yet."""
+    first, locked = PrivateFolder(tmp_path / "set"), PrivateFolder.locked
+
+    @contextmanager
+    def late(self: PrivateFolder) -> Iterator[None]:
+        with locked(first):
+            first.salt(raw / SALT_NAME)
+            with locked(self):
+                yield
+
+    monkeypatch.setattr(PrivateFolder, "locked", late)
+    with pytest.raises(ValueError, match="another run"):
+        make(raw, tmp_path / "set")
+    assert {path.name for path in first.path.iterdir()} == {"lock", "salt"}
+
+
+def test_a_lock_that_was_removed_before_it_was_taken_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, real, taken = PrivateFolder(tmp_path / "set"), fcntl.flock, []
+
+    def flock(file: Any, how: int) -> None:
+        if not taken:
+            shutil.rmtree(folder.path)  # by the run before, as it ends
+        taken.append(file)
+        real(file, how)
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with folder.locked():
+        with pytest.raises(ValueError, match="another run"), PrivateFolder(tmp_path / "set").locked():
+            pass
+        assert (folder.path / "lock").is_file()
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(raw: Path) -> None:
+    with pytest.raises(ValueError, match=r"the folder /proc/x\.private cannot be made \(.*\): choose an --out"):
+        make(raw, Path("/proc/x"))
 
 
 def test_a_blank_image_that_stands_hundreds_of_times_is_one_warning(tmp_path: Path) -> None:
