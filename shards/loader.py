@@ -1,7 +1,8 @@
 """The loader: batches of a split in the plan's order, decoded ahead; a bad sample is masked and ends no run.
 
 Nothing here decides anything: the plan says which samples, the draws which parameters, the executor which pixels. What
-this file adds is the running ahead (one thread that prepares batches into a short queue) and the book of bad samples.
+this file adds is a step made of them, small steps several at a time, and the book of bad samples; the thread that runs
+ahead is in running_ahead.py.
 """
 
 import logging
