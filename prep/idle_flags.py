@@ -17,7 +17,7 @@ def idle_flag(
     `default` gives a flag's default by its attribute; `csv` and `slides` are the attributes of flags that are of
     `--dataset csv` and of whole slides alone.
     """
-    given = {name for name, value in vars(args).items() if value != default(name)}
+    given = {name for name, value in vars(args).items() if _plain(value) != _plain(default(name))}
     own, cut = args.dataset == "csv", args.dataset in ("slides", "Camelyon-slides")
     named = own or args.dataset == "slides"
     split_file = "split_file" in given
@@ -40,3 +40,8 @@ def idle_flag(
     if not own and any("=" in entry for entry in args.metadata):
         return f"--metadata FIELD=COLUMN is of --dataset csv; of {args.dataset} name the fields alone"
     return ""
+
+
+def _plain(value: object) -> object:
+    """argparse makes a list of what is given, where the default may be a tuple."""
+    return list(value) if isinstance(value, tuple) else value

@@ -163,6 +163,7 @@ def test_flags_that_would_do_nothing_are_refused(flags: str, told: str, capsys: 
         "--dataset csv --name mine --table t.csv --metadata age=years",
         "--dataset DDSM --format png --quality 95",
         "--dataset DDSM --split none --shares .6 .2 .2 --repeats 3",
+        "--dataset DDSM --split study --shares .7 .15 .15",  # the default
         "--dataset DSDM --table x.csv",
     ],
 )
