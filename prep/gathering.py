@@ -110,7 +110,7 @@ def with_buckets(tasks: list[Task], folder: Path) -> tuple[list[Task], list[Buck
         Bucket(number, tuple(part), folder, tasks[0].folder, tasks[0].pixels, tasks[0].strict, tasks[0].alone)
         for number, part in enumerate(_cut(wanted))
     ]
-    where = {item.key: bucket.path for bucket in buckets for item in bucket.items}
+    where = {item.key: path for bucket in buckets for path in (bucket.path,) for item in bucket.items}
     told = [replace(item, bucket=where.get(item.key)) for task in tasks for item in task.items] if where else []
     items = iter(told)
     return [replace(task, items=tuple(next(items) for _ in task.items)) if where else task for task in tasks], buckets

@@ -242,6 +242,20 @@ def test_a_bucket_gives_back_what_was_put_in(tmp_path: Path) -> None:
             buckets.take(tmp_path / "bucket", "a")
 
 
+def test_images_of_a_bucket_share_its_path(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Path of its own for each of ten million tiles took gigabytes."""
+    real, found = prep.convert.with_buckets, []
+
+    def with_buckets(*given: Any) -> Any:
+        found.append(real(*given))
+        return found[0]
+
+    monkeypatch.setattr(prep.convert, "with_buckets", with_buckets)
+    make(raw, tmp_path / "set")
+    ((tasks, buckets),) = found
+    assert len({id(item.bucket) for task in tasks for item in task.items}) == len(buckets) == 7
+
+
 def test_what_is_no_whole_bucket_is_filled_again(tmp_path: Path) -> None:
     assert left_out_of(tmp_path / "bucket") is None
     write_bucket(tmp_path / "bucket", [("b", Encoded(b"", 1, 1, {}, 1)), ("a", "it is broken")])
