@@ -88,10 +88,11 @@ class Parser(argparse.ArgumentParser):
 def local_folder(text: str) -> Path:
     """The type of an argument that must be a folder of this machine: a URL is told as one, not looked for."""
     if "://" in text:
-        shown = re.sub(r"://[^/@]*@", "://", text).partition("?")[0]
+        from shards.fetching import shown  # not for a --help
+
         raise argparse.ArgumentTypeError(
-            f"{shown} is a URL, and this works on a folder of this machine: copy the set here first (info, plan, bench "
-            "and sheet read URLs)"
+            f"{shown(text)} is a URL, and this works on a folder of this machine: copy the set here first (info, plan, "
+            "bench and sheet read URLs)"
         )
     return Path(text)
 

@@ -24,6 +24,7 @@ FIRST_REQUEST, LARGEST_REQUEST, SMALLEST_REQUEST = 4 << 20, 16 << 20, 64 << 10  
 UNPACK_BYTES = 1 << 20  # unpacked at a time, so that a packed bomb costs no memory
 TRIES_OF_WRONG_BYTES = 2
 SECRET_NAME = re.compile(r"KEY|SECRET|TOKEN|PASSW|CREDENTIAL|SIGNATURE|SAS", re.IGNORECASE)
+USER = re.compile(r"://([^/?#\s@]*@|[^/?#\s@]*:[^?#\s]*@)+")  # a password may hold slashes, though it should not
 PASSING_STATUS = {408, 425, 429}  # besides 5xx: worth another try
 
 
@@ -67,13 +68,16 @@ class Patience:
 
 def shown(url: str) -> str:
     """The URL for messages: without user, password, query and fragment."""
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
+    parts = urlsplit(re.sub(USER, "://", url))
+    place, _, port = parts.netloc.partition(":")
+    if port and not port.isdigit() and not place.startswith("["):
+        return f"{parts.scheme}://…/"  # a password with a question mark: where it ends, nobody can say
+    return urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/"), "", ""))
 
 
 def scrub(text: str) -> str:
     """A foreign message in one line, without queries, users of URLs, and secrets of the environment."""
-    text = re.sub(r"://[^/\s@]*@", "://", " ".join(text.split()))
+    text = re.sub(USER, "://", " ".join(text.split()))
     text = re.sub(r"\?\S+", "", text)
     for name, value in os.environ.items():
         if len(value) >= 8 and SECRET_NAME.search(name):

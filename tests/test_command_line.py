@@ -5,11 +5,12 @@ import os
 import re
 import subprocess
 import sys
+from argparse import ArgumentTypeError
 from pathlib import Path
 
 import pytest
 
-from shards.command_line import Parser
+from shards.command_line import Parser, local_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ("info", "check", "index", "plan", "bench", "view", "sheet", "reshard", "merge")
@@ -168,3 +169,12 @@ def test_a_url_where_a_folder_is_wanted_is_told_as_one(command: str) -> None:
     assert done.returncode == 2 and done.stderr.startswith("error: argument folder")
     assert "https://host/set is a URL, and this works on a folder of this machine: copy the set here" in done.stderr
     assert "secret" not in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "password", ["p/secret", "secret", "p/secret@x", "12/secret", "secret?x", "secret#x", "p/secret?"]
+)
+def test_a_password_is_not_shown_however_it_is_written(password: str) -> None:
+    with pytest.raises(ArgumentTypeError) as caught:
+        local_folder(f"https://user:{password}@host/set?sig=secret")
+    assert "secret" not in str(caught.value) and "user" not in str(caught.value)

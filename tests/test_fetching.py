@@ -184,6 +184,23 @@ def test_query_and_user_reach_the_server_but_no_message(server: FaultyServer, mo
     assert told == "GET https://h/x with … failed"
 
 
+@pytest.mark.parametrize(
+    ("url", "wanted"),
+    [
+        ("https://alice:p/w@h/x?sig=secret", "https://h/x"),
+        ("https://alice:p@w@h:80/x#part", "https://h:80/x"),
+        ("https://alice@h/x/", "https://h/x"),
+        ("https://alice:p?w@h/x", "https://…/"),
+        ("https://h:8080/x?user=a@b", "https://h:8080/x"),
+        ("s3://bucket/a:b@c", "s3://bucket/a:b@c"),
+    ],
+)
+def test_urls_in_messages_bear_no_password_however_it_is_written(url: str, wanted: str) -> None:
+    assert shown(url) == wanted
+    if "?" not in url and "#" not in url:
+        assert scrub(f"GET {url} failed") == f"GET {wanted}{'/' * url.endswith('/')} failed"
+
+
 def test_certificate_of_an_unknown_authority(tmp_path: Path) -> None:
     import ssl
 
