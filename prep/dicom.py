@@ -62,12 +62,14 @@ def frames_of(data: bytes, burned_in: str) -> int:
         warnings.simplefilter("ignore")
         try:
             header = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True, specific_tags=wanted)
-            frames = int(header.get("NumberOfFrames") or 1)
         except Exception:  # a broken header is told of, with its reason, when the pixels are decoded
             return 1
-    if burned_in == "refuse" and str(header.get("BurnedInAnnotation") or "").upper() == "YES":
-        raise UndecodableImage("its header says that text is burned into the pixels (--burned-in keep takes it)")
-    return frames
+        if burned_in == "refuse" and str(header.get("BurnedInAnnotation") or "").upper() == "YES":
+            raise UndecodableImage("its header says that text is burned into the pixels (--burned-in keep takes it)")
+        try:
+            return int(header.get("NumberOfFrames") or 1)
+        except Exception:  # no number: the same
+            return 1
 
 
 def pixel_size(path: Path) -> tuple[int, int]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from prep.convert import convert
+from prep.dicom import frames_of
 from prep.images import PixelOptions, UndecodableImage, decode, prepare
 from prep.planning import ConvertOptions
 from prep.sources.own_table import TableColumns, table_dataset
@@ -232,3 +233,12 @@ def test_sixteen_bits_take_neither_colour_nor_more() -> None:
         assert prepare(data, PixelOptions(1, None, "png")).pixels.dtype == np.uint8
         with pytest.raises(UndecodableImage, match="neither is kept in 16 bits of grey"):
             prepare(data, PixelOptions(1, None, "png", bits=16))
+
+
+def test_burned_in_text_is_refused_though_the_number_of_frames_cannot_be_read(ramp: np.ndarray) -> None:
+    data = written(ramp, NumberOfFrames=77, BurnedInAnnotation="YES")
+    assert data.count(b"IS\2\x0077") == 1
+    broken = data.replace(b"IS\2\x0077", b"IS\2\0x?")
+    assert frames_of(broken, "keep") == 1
+    with pytest.raises(UndecodableImage, match="text is burned into the pixels"):
+        frames_of(broken, "refuse")

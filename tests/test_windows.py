@@ -119,8 +119,9 @@ def test_jitter_is_drawn_by_sample_and_as_it_says() -> None:
     ("make", "message"),
     [
         (lambda: Window(1.0, (1.0, 2.0), (3.0, 4.0)), "2 centers and 2 widths; give one or three of each"),
-        (lambda: Window(1.0, (1.0,), (1.0,)), "widths is (1.0,); give numbers of levels above 1"),
-        (lambda: Window(1.0, (1.0,), (-400.0,)), "widths is (-400.0,); give numbers of levels above 1"),
+        (lambda: Window(1.0, (1.0,), (1.0,)), "widths is (1.0,); give numbers of levels from 1.001 to 1048576"),
+        (lambda: Window(1.0, (1.0,), (1.0 + 1e-9,)), "give numbers of levels from 1.001"),  # 1 in float32
+        (lambda: Window(1.0, (1.0,), (-400.0,)), "widths is (-400.0,); give numbers of levels from 1.001"),
         (lambda: Window(1.0, (1.0,), (9.0,), -0.1), "shift is -0.1; give a share of the width within 0..1"),
         (lambda: Window(1.5, (1.0,), (9.0,)), "p is 1.5; give a probability within 0..1"),
         (lambda: window_of([40]), "got 1 numbers; give center,width, or three such pairs"),
@@ -132,7 +133,7 @@ def test_jitter_is_drawn_by_sample_and_as_it_says() -> None:
         ),
         (lambda: load({}, {"display_jitter": "0.1,0.1"}), "none is given: add --display-window"),
         (lambda: load({}, {"display_window": "1064"}), "got 1 numbers; give center,width"),
-        (lambda: load({}, {"display_window": "1064,0"}), "give numbers of levels above 1"),
+        (lambda: load({}, {"display_window": "1064,0"}), "give numbers of levels from 1.001"),
         (lambda: load({}, {"display_window": "9,9", "display_jitter": "0.1,-2"}), "greater than or equal to 0"),
     ],
 )
