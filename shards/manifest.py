@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-import threading
+import secrets
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -300,7 +300,7 @@ def write_aside(path: Path, data: bytes, *, shared: bool = False) -> None:
     shared: several writers may come at once, each needs a file of its own beside; else one name is used again, so that
     a killed writer leaves nothing that its successor does not clear.
     """
-    writer = f".{os.getpid()}-{threading.get_ident()}" if shared else ""
+    writer = f".{secrets.token_hex(4)}" if shared else ""
     aside = path.with_name(f".{path.name}{writer}.partial")
     try:
         with aside.open("wb") as file:

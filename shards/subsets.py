@@ -1,6 +1,6 @@
 """Parts of a split, fractions and exclusions: a map from a plan's positions to stored ones, a bit a sample."""
 
-import os
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,7 +93,7 @@ def cached_codes(path: Path, make: Callable[[], Ints], count: int) -> Ints:
     """Classes int16[count] (-1: left out) from a file, mapped; made on first use, as `cached`."""
     if not (path.is_file() and path.stat().st_size == 2 * count):
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
         make().astype(np.int16).tofile(aside)
         aside.replace(path)
     return np.memmap(path, np.int16, mode="r", shape=(count,))
@@ -105,7 +105,7 @@ def cached(path: Path, make: Callable[[], Bools], count: int) -> Bools:
         return np.unpackbits(np.fromfile(path, np.uint8), count=count).astype(bool)
     kept = make()
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")  # ranks may come together
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")  # ranks may come together
     np.packbits(kept).tofile(aside)
     aside.replace(path)
     return kept

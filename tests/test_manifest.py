@@ -1,6 +1,7 @@
 """pytest tests/test_manifest.py"""
 
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -123,3 +124,19 @@ def test_many_writers_of_one_file_at_once(tmp_path: Path) -> None:
             data = path.read_bytes()
             assert len(data) == 100_000 and len(set(data)) == 1
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+def test_two_hosts_may_write_one_file_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their processes and threads may have the same numbers."""
+    monkeypatch.setattr("os.getpid", lambda: 7)
+    path, real, begun = tmp_path / "manifest.json", os.fsync, []
+
+    def fsync(descriptor: int) -> None:
+        if not begun:
+            begun.append(descriptor)
+            write_aside(path, b"the same", shared=True)
+        real(descriptor)
+
+    monkeypatch.setattr("os.fsync", fsync)
+    write_aside(path, b"the same", shared=True)
+    assert [found.name for found in tmp_path.iterdir()] == ["manifest.json"] and path.read_bytes() == b"the same"

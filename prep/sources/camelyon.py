@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import secrets
 import shutil
 import zlib
 from collections.abc import Iterator
@@ -42,7 +43,7 @@ def unpack(root: Path) -> None:
         ValueError: the file is damaged, or the folder cannot be written to.
     """
     for packed in packed_files(root):
-        aside = packed.with_name(f".{packed.stem}.{os.getpid()}.partial")
+        aside = packed.with_name(f".{packed.stem}.{secrets.token_hex(4)}.partial")
         try:
             with gzip.open(packed) as source, aside.open("wb") as target:
                 shutil.copyfileobj(source, target, 1 << 22)
