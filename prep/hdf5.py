@@ -9,25 +9,30 @@ from typing import Any
 import numpy as np
 
 from prep.images import UndecodableImage
-from prep.places import StoreFailed, is_far, opened, patiently
+from prep.places import StoreFailed, is_far, opened, patiently, state_of
 
 MAX_OPEN = 4
 BLOCK_ROWS = 64  # read at once where the file has no chunks, or small ones
 BLOCK_BYTES = 1 << 28  # at most, however large its chunks are
 
 
-@lru_cache(maxsize=MAX_OPEN)
 def open_images(path: Path, name: str = "x") -> Any:
-    """The data set `name` of an HDF5 file, kept open for the process; ValueError where it is not of images."""
-    import h5py  # needed only where HDF5 files are
-
+    """The data set `name` of an HDF5 file, kept open for the process unless the file changes; ValueError where it is
+    not of images.
+    """
     try:
-        data = h5py.File(opened(path) if is_far(path) else path, "r")[name]
+        return _opened(path, name, state_of(path))
     except StoreFailed:
         raise
     except (OSError, KeyError) as error:
         raise ValueError(f"{path.name} is no HDF5 file with a data set {name!r} ({type(error).__name__})") from None
-    return data
+
+
+@lru_cache(maxsize=MAX_OPEN)
+def _opened(path: Path, name: str, state: tuple[int, ...]) -> Any:
+    import h5py  # needed only where HDF5 files are
+
+    return h5py.File(opened(path) if is_far(path) else path, "r")[name]
 
 
 @lru_cache(maxsize=64)

@@ -54,6 +54,14 @@ def is_far(path: Path) -> bool:
     return not isinstance(path, Path)
 
 
+def state_of(path: Path) -> tuple[int, ...]:
+    """What differs once a file of this machine is written or replaced; () of a store's. OSError where it is missing."""
+    if is_far(path):
+        return ()
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
 def there(path: Path, what: str = "a raw file") -> bool:
     """Whether a file or folder is there. A store that fails is asked again, and then ends the run: it says nothing.
 

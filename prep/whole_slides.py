@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 
 from prep.images import UndecodableImage
+from prep.places import state_of
 
 MAX_OPEN = 4  # a thread
 BLOCK = 2048  # pixels of one side of what is read at once
@@ -29,7 +30,7 @@ class _Slides(threading.local):
     """What a thread holds open: another one could close it in the middle of a read."""
 
     def __init__(self) -> None:
-        self.open: OrderedDict[Path, Any] = OrderedDict()
+        self.open: OrderedDict[Path, tuple[tuple[int, ...], Any]] = OrderedDict()
 
 
 _slides = _Slides()
@@ -63,22 +64,25 @@ class Region(NamedTuple):
 
 
 def open_slide(path: Path) -> Any:
-    """The slide, kept open for the thread; UndecodableImage where OpenSlide does not read it."""
+    """The slide, kept open for the thread unless the file changes; UndecodableImage where OpenSlide gives none."""
     import openslide  # needed only where slides are
 
     held = _slides.open
-    if path in held:
-        held.move_to_end(path)
-        return held[path]
     try:
+        state = state_of(path)
+        if path in held and held[path][0] == state:
+            held.move_to_end(path)
+            return held[path][1]
         slide = openslide.OpenSlide(str(path))
     except FileNotFoundError:
         raise UndecodableImage("the file is missing") from None
     except (openslide.OpenSlideError, OSError):
         raise UndecodableImage("no slide that OpenSlide reads") from None
-    held[path] = slide
+    if path in held:
+        held.pop(path)[1].close()
+    held[path] = state, slide
     if len(held) > MAX_OPEN:
-        held.popitem(last=False)[1].close()
+        held.popitem(last=False)[1][1].close()
     return slide
 
 
@@ -118,7 +122,7 @@ def read_region(path: Path, left: float, top: float, side: tuple[float, float], 
     try:
         pixels = np.asarray(slide.read_region(corner, level, size))
     except openslide.OpenSlideError:
-        _slides.open.pop(path).close()  # after an error a handle gives nothing more
+        _slides.open.pop(path)[1].close()  # after an error a handle gives nothing more
         raise UndecodableImage("a part of the slide does not decode") from None
     opaque = pixels[..., 3:] > 0
     return np.where(opaque, pixels[..., :3], np.uint8(255))

@@ -49,7 +49,7 @@ def write_patches(root: Path, **layout: Any) -> None:
 
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
-    prep.hdf5.open_images.cache_clear()
+    prep.hdf5._opened.cache_clear()
     prep.hdf5.layout_of.cache_clear()
     write_patches(tmp_path / "raw", chunks=(CHUNK, 12, 12, 3), compression="gzip")
     return tmp_path / "raw"
@@ -254,6 +254,16 @@ def test_images_of_a_bucket_share_its_path(raw: Path, tmp_path: Path, monkeypatc
     make(raw, tmp_path / "set")
     ((tasks, buckets),) = found
     assert len({id(item.bucket) for task in tasks for item in task.items}) == len(buckets) == 7
+
+
+def test_a_file_put_in_the_place_of_an_open_one_is_read(tmp_path: Path) -> None:
+    """A worker of a cluster lives on while somebody mends a raw file."""
+    for name in "ab":
+        with h5py.File(tmp_path / name, "w") as file:
+            file["x"] = np.full((2, 4, 4, 3), ord(name), np.uint8)
+    assert prep.hdf5.read_row(tmp_path / "a", 0).max() == ord("a")
+    (tmp_path / "b").replace(tmp_path / "a")
+    assert prep.hdf5.read_row(tmp_path / "a", 0).max() == ord("b")
 
 
 def test_what_is_no_whole_bucket_is_filled_again(tmp_path: Path) -> None:

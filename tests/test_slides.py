@@ -64,6 +64,15 @@ def test_no_thread_closes_a_slide_that_another_reads(tmp_path: Path, monkeypatch
     assert slide.read_region((0, 0), 0, (64, 64)).size == (64, 64)
 
 
+def test_a_slide_put_in_the_place_of_an_open_one_is_read(tmp_path: Path) -> None:
+    for name, level in (("a", 60), ("b", 200)):
+        write_pyramid(tmp_path / f"{name}.tif", np.full((256, 256, 3), level, np.uint8), 0.25, 1, quality=95)
+    region = Region(0.0, 0.0, 64.0, 64)
+    assert read_tile(tmp_path / "a.tif", region).max() < 70
+    (tmp_path / "b.tif").replace(tmp_path / "a.tif")
+    assert read_tile(tmp_path / "a.tif", region).min() > 190
+
+
 def test_tissue_is_what_is_coloured(tmp_path: Path) -> None:
     picture = np.full((1024, 1024, 3), 245, np.uint8)
     picture[:512, 512:768] = (200, 120, 180)
