@@ -57,12 +57,15 @@ def main(args: argparse.Namespace) -> None:
 
 
 def source_set(path: Path, session: Session) -> ShardSet:
-    """The set of the source images. Raises ValueError where the model does not take its channels."""
-    found = ShardSet(path)
-    if found.manifest.channels != session.run.info.in_chans:
+    """The set of the source images. Raises ValueError where it is not stored in the channels of the run's own.
+
+    The net may take more: grey images enter it repeated, or one display window a channel.
+    """
+    found, channels = ShardSet(path), session.transform.stored_channels
+    if found.manifest.channels != channels:
         raise ValueError(
-            f"{path} has {found.manifest.channels} channels, {session.run.info.model} takes "
-            f"{session.run.info.in_chans}: take a source of as many"
+            f"{path} has {found.manifest.channels} channels, the images of {session.run.name} have {channels}: "
+            "take a source of as many"
         )
     return found
 

@@ -3,6 +3,7 @@
 import json
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,23 +16,38 @@ from train.rundir import WeightsInfo, save_weights
 
 
 def make_run(
-    folder: Path, set_path: Path, model: str, side: int, *, init: bool = True, seeds: tuple[int, int] = (0, 1)
+    folder: Path,
+    set_path: Path,
+    model: str,
+    side: int,
+    *,
+    init: bool = True,
+    seeds: tuple[int, int] = (0, 1),
+    in_chans: int | None = None,
+    data: dict[str, Any] | None = None,
+    first_conv: str = "sum",
 ) -> Path:
-    """A run directory whose weights come from two seeds."""
+    """A run directory whose weights come from two seeds. `data`: further fields of the config's section."""
     torch.set_num_threads(1)
     shards = ShardSet(set_path)
     manifest = shards.manifest
-    config = Config.model_validate({"data": {"shards": str(set_path), "image_size": side}, "model": {"model": model}})
-    content = config.model_dump(mode="json")
+    config = Config.model_validate(
+        {
+            "data": {"shards": str(set_path), "image_size": side, **(data or {})},
+            "model": {"model": model, "first_conv": first_conv},
+        }
+    )
+    content, (mean, std) = config.model_dump(mode="json"), config.data.norm(manifest)
+    channels = in_chans or manifest.channels
     info = WeightsInfo(
-        model, shards.num_classes, manifest.channels, side, tuple(shards.classes), tuple(manifest.mean),
-        tuple(manifest.std), manifest.digest, content,
+        model, shards.num_classes, channels, side, tuple(shards.classes), tuple(mean), tuple(std), manifest.digest,
+        content,
     )  # fmt: skip
     (folder / "weights").mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"format": 1, "config": content}))
     for name, seed in zip(("init", "best"), seeds, strict=True):
         if name == "best" or init:
-            made = create(model, shards.num_classes, manifest.channels, img_size=side, seed=seed)
+            made = create(model, shards.num_classes, channels, img_size=side, seed=seed)
             save_weights(folder / "weights" / f"{name}.safetensors", made.state_dict(), info)
     return folder
 

@@ -16,6 +16,8 @@ from analysis.flags import parser
 from analysis.frechet import frechet_distance
 from analysis.session import Session
 from analysis.twonn import two_nn
+from shards.sets import write_set
+from shards.writer import Sample
 from train.models import create
 from train.rundir import read_weights
 
@@ -119,8 +121,32 @@ def test_fid_of_a_set_with_itself_and_another(run, tiny_set, tmp_path, make_set)
         0, abs=1e-9
     )
     grey = make_set(tmp_path / "grey", channels=1)
-    with pytest.raises(ValueError, match="has 1 channels, tf_efficientnet_lite0 takes 3: take a source of as many"):
+    with pytest.raises(ValueError, match="has 1 channels, the images of tiny have 3: take a source of as many"):
         fid.main(arguments(run, "fid", source=grey.path))
+
+
+def deep_set(folder: Path) -> Path:
+    """Grey images of 16 bits, 40 x 40."""
+    rng = np.random.default_rng(0)
+    samples = []
+    for n in range(16):
+        pixels = rng.integers(0, 4096, (40, 40, 1)).astype(np.uint16)
+        key = f"{n:08d}-{n * 2654435761 % 2**32:08x}"
+        samples.append(Sample("test", key, pixels.tobytes(), "raw", (n % 2,), 40, 40, n))
+    levels = {"mean": [0.02], "std": [0.005]}
+    return write_set(folder, samples, name="grey", classes=["a", "b"], channels=1, bits=16, **levels).path
+
+
+@pytest.mark.parametrize("way", ["display windows", "repeat"])
+def test_fid_of_grey_images_that_reach_the_net_in_three_channels(way, tiny_set, tmp_path):
+    grey = deep_set(tmp_path / "grey")
+    windows = {"display_window": (1000, 2000, 500, 900, 3000, 900)} if way == "display windows" else {}
+    first_conv = "repeat" if way == "repeat" else "sum"
+    made = make_run(tmp_path / "run", grey, *SMALL, in_chans=3, first_conv=first_conv, data=windows)
+    fid.main(arguments(made, "fid", source=grey))
+    assert result(made, "fid-grey")["fid"] == pytest.approx(0, abs=1e-9)
+    with pytest.raises(ValueError, match="has 3 channels, the images of run have 1: take a source of as many"):
+        fid.main(arguments(made, "fid", source=tiny_set))
 
 
 def checkpoint(run: Path, step: int, state: dict[str, torch.Tensor]) -> None:
