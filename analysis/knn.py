@@ -24,6 +24,7 @@ from analysis.flags import parser
 from analysis.results import write_result
 from analysis.session import EMBEDDING, Session, launch
 from train.knn import knn_probabilities
+from train.metrics import ignoring_unsaid
 
 BANK_SPLIT = "train"
 CAPTION = "weighted k-NN by cosine similarity, bank = training split under the evaluation transform"
@@ -49,12 +50,21 @@ def main(args: argparse.Namespace) -> None:
         "about": STUDY_CAPTION if args.study_exact else CAPTION,
         "target": session.target,
         "bank_images": images,
+        "unsaid_labels": unsaid_labels(session),
         "k_used": min(k, images - (session.args.split == BANK_SPLIT)),
         "states": results,
     }
     title = f"k-NN on {session.split().name}: {session.target}"
     path = write_result(session.out, name, request, values, standalone(figure(values, title)))
     announce(path, text(values))
+
+
+def unsaid_labels(session: Session) -> list[str]:
+    """Labels that the bank's images all ignore: neither k-NN nor a probe says anything of them, no metric has them."""
+    labels = session.bank("end", BANK_SPLIT).labels
+    if labels.ndim == 1:
+        return []
+    return [name for name, known in zip(session.shards.classes, ~np.isnan(labels).all(0), strict=True) if not known]
 
 
 def knn_by_layer(session: Session, which: str, k: int, temperature: float, study: bool = False) -> dict[str, Any]:
@@ -78,7 +88,7 @@ def knn_by_layer(session: Session, which: str, k: int, temperature: float, study
         )
         if study:
             probabilities = expit(probabilities) if multi_label else softmax(probabilities, axis=1)
-        return session.metrics(queries.labels, probabilities)
+        return session.metrics(*ignoring_unsaid(queries.labels, probabilities))
 
     layers = {layer: {how: measure(layer, how) for how in poolings(bank, layer)} for layer in session.taps}
     return {"embedding": measure(EMBEDDING, "auto"), "layers": layers}
@@ -121,7 +131,9 @@ def text(values: Mapping[str, Any], what: str = "k-NN") -> list[str]:
     columns = {which: by_layer(state, target) for which, state in states.items()}
     for layer in next(iter(columns.values())):
         rows.append([layer, *(number(column[layer]) for column in columns.values())])
-    return table(rows)
+    unsaid = ", ".join(values["unsaid_labels"])
+    note = [f"note: all of {BANK_SPLIT} ignores {unsaid}: no metric has it"] if unsaid else []
+    return table(rows) + note
 
 
 def _value(value: float | None) -> float:

@@ -14,10 +14,11 @@ from analysis.banks import Bank
 from analysis.chart_style import standalone
 from analysis.console import announce
 from analysis.flags import parser
-from analysis.knn import BANK_SPLIT, figure, poolings, text
+from analysis.knn import BANK_SPLIT, figure, poolings, text, unsaid_labels
 from analysis.linear import STRENGTHS, Probe, Samples, probe
 from analysis.results import write_result
 from analysis.session import EMBEDDING, Session, launch
+from train.metrics import ignoring_unsaid
 
 VALIDATION_SPLIT = "val"
 CAPTION = "logistic regression on frozen features of the training split, strength by validation"
@@ -33,7 +34,13 @@ def main(args: argparse.Namespace) -> None:
         return
     results = {which: probe_by_layer(session, which, args.pool, strengths) for which in session.states}
     images = session.num_images(session.split(BANK_SPLIT))
-    values = {"about": CAPTION, "target": session.target, "bank_images": images, "states": results}
+    values = {
+        "about": CAPTION,
+        "target": session.target,
+        "bank_images": images,
+        "unsaid_labels": unsaid_labels(session),
+        "states": results,
+    }
     title = f"Linear probe on {session.split().name}: {session.target}"
     path = write_result(session.out, "probe", request, values, standalone(figure(values, title)))
     announce(path, text(values, "linear probe"))
@@ -55,7 +62,7 @@ def probe_by_layer(session: Session, which: str, pool: str, strengths: tuple[flo
     def measure(layer: str, how: str) -> dict[str, float]:
         found = _probe(session, layer, how, (bank, validation, queries), strengths)
         chosen[f"{layer} {how}"] = {"strength": found.strength, "converged": found.converged}
-        return session.metrics(queries.labels, found.probabilities)
+        return session.metrics(*ignoring_unsaid(queries.labels, found.probabilities))
 
     layers = {}
     for layer in session.taps:

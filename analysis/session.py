@@ -250,7 +250,7 @@ class Session:
         return True
 
     def metrics(self, labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-        """All metrics of the set's task, NaN where undefined."""
+        """All metrics of the set's task, NaN where undefined. Those of a k-NN or probe pass `ignoring_unsaid` first."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UndefinedMetric)  # NaN says it in the result
             return evaluate(self.shards.task, labels, probabilities, self.shards.num_classes)

@@ -7,13 +7,16 @@ import json
 import math
 from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import tiny_samples
 from made_runs import arguments, make_run
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -21,7 +24,10 @@ from sklearn.preprocessing import StandardScaler
 from analysis import cka, knn, l2, probe, reinit
 from analysis.session import Session, choose
 from analysis.tokens import Reordered
+from shards.sets import write_set
 from shards.shardset import ShardSet
+from train.knn import knn_probabilities
+from train.metrics import ignoring_unsaid
 from train.rundir import Run
 
 SMALL = ("tf_efficientnet_lite0", 32)
@@ -204,6 +210,55 @@ def test_probe_is_scikit_learns_regression_of_the_chosen_strength(run):
         expected = session.metrics(queries.labels, oracle.predict_proba(np.float64(queries.layer(layer))))
         row = state["embedding"] if layer == "embedding" else state["layers"][layer][how]
         assert row == pytest.approx(expected, abs=1e-6, nan_ok=True)
+
+
+@pytest.fixture(scope="module")
+def blank_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on three labels of which the training split ignores the first throughout."""
+    folder = tmp_path_factory.mktemp("blank")
+    sizes = {"train": 40, "val": 16, "test": 24}
+    samples = [
+        replace(sample, labels=(-32768, *sample.labels[1:])) if sample.split == "train" else sample
+        for sample in tiny_samples(sizes, 3, 3, "multi-label", "raw", 0)
+    ]
+    names = {"name": "blank", "classes": ["first", "b", "c"], "channels": 3, "task": "multi-label"}
+    return make_run(folder / "run", write_set(folder / "set", samples, **names).path, *SMALL)
+
+
+def test_a_label_that_the_bank_ignores_is_left_out_and_told(blank_run, capsys):
+    knn.main(arguments(blank_run, "--layers", "classifier", "--k", "7"))
+    probe.main(arguments(blank_run, "--layers", "classifier", script="probe"))
+    assert capsys.readouterr().out.count("all of train ignores first: no metric has it") == 2
+    part = blank_run / "analysis" / "some-layers"
+    session = Session(arguments(blank_run, "--layers", "classifier"))
+    bank, queries = session.bank("end", "train"), session.bank("end")
+    found = json.loads((part / "knn.json").read_text())
+    oracle = knn_probabilities(
+        bank.layer("embedding"), bank.labels[:, 1:], queries.layer("embedding"), num_classes=2, k=7, multi_label=True
+    )
+    aucs = [roc_auc_score(queries.labels[:, c + 1], oracle[:, c]) for c in (0, 1)]
+    assert found["states"]["end"]["embedding"]["roc_auc"] == pytest.approx(np.mean(aucs))
+    probed = json.loads((part / "probe.json").read_text())
+    assert found["unsaid_labels"] == probed["unsaid_labels"] == ["first"]
+    assert np.isfinite(list(probed["states"]["end"]["embedding"].values())).all()
+
+
+def test_queries_whose_neighbours_ignore_a_label_leave_it_out(make_set, tmp_path):
+    shards = make_set(tmp_path / "set", task="multi-label", name="multi")  # every tenth image ignores label 0
+    session = Session(arguments(make_run(tmp_path / "run", shards.path, *SMALL), "--layers", "classifier"))
+    bank, queries = session.bank("end", "train"), session.bank("end")
+    layer = bank.layer("embedding")
+    oracle = knn_probabilities(layer, bank.labels, queries.layer("embedding"), num_classes=3, k=1, multi_label=True)
+    unsaid = np.isnan(oracle[:, 0])
+    assert unsaid.any() and not unsaid.all() and not np.isnan(oracle[:, 1:]).any()
+    found = session.metrics(*ignoring_unsaid(queries.labels, oracle))
+    known = ~unsaid & ~np.isnan(queries.labels[:, 0])
+    rows = [known, np.full(len(known), True), np.full(len(known), True)]
+    aucs = [roc_auc_score(queries.labels[row, c], oracle[row, c]) for c, row in enumerate(rows)]
+    assert found["roc_auc"] == pytest.approx(np.mean(aucs))
+    diverged = np.full((len(queries.labels), 3), 0.5)
+    diverged[:, 0] = np.nan  # of a net, as reinit gives them: not left out
+    assert np.isnan(list(session.metrics(queries.labels, diverged).values())).all()
 
 
 def test_an_analysis_of_a_part_replaces_nothing(run):

@@ -38,6 +38,18 @@ def evaluate(
     return {name: float(metric(truth, scores)) for name, metric in _OF_TASK[task].items()}
 
 
+def ignoring_unsaid(labels: ArrayLike, probabilities: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and probabilities [n, C] for `evaluate` of a k-NN or probe, where NaN says nothing of a label.
+
+    That label is ignored there. Not for the outputs of a net, whose NaN says that it has diverged.
+    """
+    truth, scores = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
+    if truth.ndim == 1:
+        return truth, scores
+    unsaid = np.isnan(scores)
+    return np.where(unsaid, np.nan, truth), np.where(unsaid, 0.5, scores)
+
+
 @contextmanager
 def quietly() -> Iterator[None]:
     """No warnings of what is undefined within the block: for parts of a set, where NaN says it."""

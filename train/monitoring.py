@@ -14,7 +14,7 @@ from train.evaluation import Predictions, predict
 from train.job import Job
 from train.knn import knn_probabilities
 from train.layers import embedding_tap
-from train.metrics import confusion_matrix, evaluate, quietly
+from train.metrics import confusion_matrix, evaluate, ignoring_unsaid, quietly
 from train.pictures import MOST_POINTS, confusion_picture, embedding_map, map_picture
 from train.reporting import Reporter
 
@@ -56,7 +56,7 @@ def knn_metrics(
             k=job.shards.manifest.knn_k, multi_label=not single,
         )  # fmt: skip
         with quietly():
-            metrics = evaluate(job.shards.task, found.labels, probabilities, job.shards.num_classes)
+            metrics = evaluate(job.shards.task, *ignoring_unsaid(found.labels, probabilities), job.shards.num_classes)
         return {PREFIX + name: value for name, value in metrics.items()}
 
     return agree(score)
