@@ -53,7 +53,9 @@ def _reason(points: int, whole: float) -> str:
     if np.isnan(whole):
         return "the two nearest of every point are equally far"
     parts = [name for name, count in (("halves", 2), ("quarters", 4)) if points // count < MIN_POINTS]
-    return f"{' and '.join(parts or ['parts'])} of {points} different points are too small, TwoNN wants {MIN_POINTS}"
+    if not parts:
+        return "in a part the two nearest of every point are equally far"
+    return f"{' and '.join(parts)} of {points} different points are too small, TwoNN wants {MIN_POINTS}"
 
 
 def two_nn(points: NDArray[np.float64], discard: float = DISCARD) -> float:

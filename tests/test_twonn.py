@@ -66,3 +66,13 @@ def test_too_few_points_are_no_number_and_the_reason_is_told():
     assert np.isnan(steps.value) and steps.reason == "the two nearest of every point are equally far"
     with pytest.raises(ValueError, match="wants finite points"):
         dimension(np.full((30, 2), np.nan))
+
+
+def test_ties_in_a_part_alone_are_told():
+    quarter = np.sort(np.random.Generator(np.random.Philox(key=0)).permutation(100)[:25])
+    step = np.searchsorted(quarter, np.arange(100), side="right") - 1  # a quarter lies in even steps, the rest between
+    line = 100 * (step + np.random.default_rng(0).random(100))
+    line[quarter] = 100 * np.arange(25)
+    found = dimension(np.sort(line)[:, None])
+    assert np.isfinite([found.value, found.half]).all() and np.isnan(found.quarter)
+    assert found.reason == "in a part the two nearest of every point are equally far"
