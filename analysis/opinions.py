@@ -19,10 +19,8 @@ def canonical_correlations(first: Array, second: Array, *, centre: bool = True) 
 
     As many as the narrower side has directions (those of rounding alone are left out). Undefined where a side does not
     vary, or both have more directions together than n images leave room for (n - 1 when centred): then some
-    correlations are 1 whatever the features.
+    correlations are 1 whatever the features. Directions count, not features: of these there may be more than images.
     """
-    if max(first.shape[1], second.shape[1]) >= len(first):
-        return np.empty(0)
     if len(first) > WHOLE_IMAGES:
         own_first, product, own_second = _products(first, second, centre=centre)
         overlap = _whitening(own_first).T @ product @ _whitening(own_second)

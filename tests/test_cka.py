@@ -165,6 +165,17 @@ def test_correlations_that_are_one_for_want_of_images_are_undefined(monkeypatch)
         assert np.isfinite(cca_mean(first, second, centre=False))
 
 
+def test_more_features_than_images_have_correlations_where_they_have_few_directions(monkeypatch):
+    generator = np.random.default_rng(10)
+    few, other = generator.normal(size=(40, 6)), generator.normal(size=(40, 9))
+    wide = few @ generator.normal(size=(6, 70))
+    expected = cca_mean(few, other)
+    for whole in (1000, 20):
+        monkeypatch.setattr("analysis.opinions.WHOLE_IMAGES", whole)
+        assert cca_mean(wide, other) == pytest.approx(expected, abs=1e-6)
+        assert np.isnan(cca_mean(generator.normal(size=(40, 70)), other))
+
+
 def test_procrustes_with_more_features_than_images():
     generator = np.random.default_rng(6)
     wide, narrow = generator.normal(size=(20, 50)), generator.normal(size=(20, 6))
