@@ -119,7 +119,9 @@ def figure(values: Mapping[str, Any], title: str) -> str:
         found = values_or_gaps(by_layer(state, target), layers)
         series.append(Series(which, range(len(layers)), found, colour=colour, dash=which == "start"))
         levels.append((_value(state["embedding"][target]), f"embedding of the {which}", colour))
-    note = "● " + "  ■ ".join(states) + "; dotted: at the embedding; best pooling of each layer"
+    note = "● " + "  ■ ".join(states) + "; dotted: at the embedding"
+    if any(len(ways) > 1 for state in states.values() for ways in state["layers"].values()):
+        note += "; best pooling of each layer, chosen on these images: a little too good"
     return lines([Panel(title, series, levels=levels, height=220)], categories=layers, x_title=f"layer group · {note}")
 
 

@@ -261,6 +261,15 @@ def test_queries_whose_neighbours_ignore_a_label_leave_it_out(make_set, tmp_path
     assert np.isnan(list(session.metrics(queries.labels, diverged).values())).all()
 
 
+def test_the_chart_says_that_the_best_pooling_is_chosen_on_its_own_images():
+    def drawn(ways: list[str]) -> str:
+        state = {"embedding": {"roc_auc": 0.8}, "layers": {"a": {way: {"roc_auc": 0.7} for way in ways}}}
+        return knn.figure({"target": "roc_auc", "states": {"end": state}}, "title")
+
+    assert "chosen on these images: a little too good" in drawn(["cls", "mean", "both"])
+    assert "best pooling" not in drawn(["both"])
+
+
 def test_an_analysis_of_a_part_replaces_nothing(run):
     knn.main(arguments(run, "--layers", "classifier"))
     before = {path: path.read_bytes() for path in (run / "analysis").glob("*.json")}
