@@ -26,7 +26,7 @@ MEAN_SHARE = 0.9  # of the squared length: rounding is ten times that of centred
 
 def grams(activations: Sequence[Tensor]) -> Float64:
     """Return K [L, b, b] of L layers' activations [b, ...], up to shifts of the features."""
-    flat = [each.detach().flatten(1) for each in activations]
+    flat = [in_memory_order(each.detach()) for each in activations]
     if flat[0].device.type != "cpu":
         return np.stack([cross(each - each[:1], each - each[:1]).cpu().numpy() for each in (f.float() for f in flat)])
     threads = min(num_threads(), len(flat))
@@ -36,6 +36,12 @@ def grams(activations: Sequence[Tensor]) -> Float64:
     for first, share in enumerate(shares):
         found[first::threads] = share
     return found
+
+
+def in_memory_order(layer: Tensor) -> Tensor:
+    """Return [b, d] of [b, ...] without a copy of what is dense: the order of features changes no Gram matrix."""
+    order = sorted(range(1, layer.ndim), key=layer.stride, reverse=True)
+    return layer.permute(0, *order).flatten(1)
 
 
 def cross(left: Tensor, right: Tensor) -> Tensor:

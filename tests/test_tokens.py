@@ -11,7 +11,7 @@ from made_runs import arguments, make_run
 from threadpoolctl import threadpool_info
 
 from analysis import cka
-from analysis.grams import CHUNK, grams
+from analysis.grams import CHUNK, grams, in_memory_order
 from analysis.results import read_result
 from analysis.session import Session
 from analysis.similarity import cka_of_hsic, hsic_of_grams, jackknife_error, linear_gram, u_centre
@@ -53,6 +53,16 @@ def test_grams_are_those_of_float64_whatever_the_mean(images, shape, mean):
     exact = np.stack([linear_gram(layer.double().numpy()) for layer in layers])
     length = exact.trace(axis1=1, axis2=2).max() / images  # squared, of an image from the mean
     np.testing.assert_allclose(u_centre(grams(layers)) / length, u_centre(exact) / length, rtol=0, atol=3e-6)
+
+
+def test_grams_take_activations_as_they_lie_in_memory():
+    maps = torch.randn(6, 5, 4, 4, generator=torch.Generator().manual_seed(0))
+    views = [maps.flatten(2).mT, maps.permute(0, 2, 3, 1), maps[:, 0], maps[:, ::2], maps.permute(3, 0, 1, 2)]
+    for view in views:
+        rows = view.numpy().reshape(len(view), -1).astype(np.float64)
+        np.testing.assert_allclose(u_centre(grams([view])[0]), u_centre(rows @ rows.T), atol=1e-4)
+    for view in views[:2]:  # of a patch embedding, and of maps of which channels come last
+        assert in_memory_order(view).data_ptr() == maps.data_ptr()
 
 
 def test_grams_take_half_precision_and_leave_blas_its_threads():
