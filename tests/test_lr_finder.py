@@ -74,6 +74,15 @@ def test_an_interrupted_search_goes_on_and_tries_nothing_twice(
     assert kept[0] == kept[1] and len(kept[0]) == 3
 
 
+def test_a_lowest_rate_above_one_of_the_grid_is_refused_where_a_schedule_would_rise_to_it(tiny_set: Path) -> None:
+    grid = ["--lr-finder", "--finder-min-pow", "-5", "--finder-max-pow", "-4", "--finder-resolution", "2"]
+    grid += ["--finder-epochs", "1", "--min-lr", "5e-5", "--lr", "1e-5"]
+    with pytest.raises(ValueError, match=r"--min-lr 5e-05 is above the rate 1e-05 that the schedule lowers"):
+        find(tiny_set, "kept", *grid, "--lr", "1", "--finder-keep-schedule")
+    assert not Path("runs").exists()
+    assert len(find(tiny_set, "own", *grid)["tries"]) == 2  # at constant rates
+
+
 def test_a_folder_is_whole_or_not_there_and_one_search_s_alone(tiny_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     grid = ["--lr-finder", "--finder-resolution", "1", "--finder-epochs", "1"]
 

@@ -295,7 +295,9 @@ def test_a_frozen_backbone_stays(tiny_set: Path) -> None:
     assert {key for key, tensor in before.items() if not torch.equal(tensor, after[key])} == {"fc.weight", "fc.bias"}
 
 
-@pytest.mark.parametrize("schedule", [["plateau"], ["multistep", "--milestones", "1"], ["onecycle"]])
+@pytest.mark.parametrize(
+    "schedule", [["plateau"], ["multistep", "--milestones", "1"], ["onecycle", "--min-lr", "0.1"]]
+)  # one cycle has its own lowest rate
 def test_schedules_and_layer_decay_run(tiny_set: Path, schedule: list[str]) -> None:
     run = train(tiny_set, "s", "--epochs", "2", "--layer-decay", "0.5", "--val-every", "0.5", "--schedule", *schedule)
     assert (run / "results.json").is_file()

@@ -27,7 +27,7 @@ from shards.views import AnyTransform, MultiCrop
 from shards.words import counted
 from train import checkpoints
 from train.assessment import check_units
-from train.config import Config
+from train.config import Config, Schedule
 from train.ds_settings import DeepSpeedSettings
 from train.engine import Ranks, agree, build_engine, join
 from train.job import Job
@@ -68,11 +68,12 @@ def build(
     config = settled(config, shards, device)
     job = Job(config, settings, shards, ranks, device, folder, weights_info(config, shards))
     check(job)
+    lr = scaled(config.optimizer, config.optimizer.lr, job.batch)
+    check_floor(config.schedule, lr)
     model, story = start_of(job) if not resume else _stored(job)
     layers = layer_groups(model)
     if config.model.freeze_backbone:
         freeze_backbone(model)
-    lr = scaled(config.optimizer, config.optimizer.lr, job.batch)
     optimizer = make_optimizer(config.optimizer, model, lr=lr, stage=settings.stage, layers=layers, batch=job.batch)
     plan = job.plan
     rates = Rates(config.schedule, lr, plan.steps(config.training.epochs), plan.samples_per_epoch / job.batch)
@@ -188,13 +189,18 @@ def check(job: Job) -> None:
         raise ValueError(f"--class-weights is for single-label sets, {shards.manifest.name} is multi-label: drop it")
     if training.class_weights != "none" and job.config.data.balance != "none":
         raise ValueError("--class-weights balanced and --balance classes correct for the same thing twice: take one")
-    lr, least = scaled(job.config.optimizer, job.config.optimizer.lr, job.batch), job.config.schedule.min_lr
-    if least > lr:
-        raise ValueError(f"--min-lr {least:g} is above the rate {lr:g} that the schedule lowers: take a smaller one")
     if training.label_smoothing and shards.task == "multi-label":
         raise ValueError(f"--label-smoothing is for single-label sets, {shards.manifest.name} is multi-label: drop it")
     if job.settings.stage == 3 and (training.ema or training.on_nan == "skip"):
         raise ValueError("--ema and --on-nan skip need whole tensors: take ZeRO stage 0, 1 or 2 (--zero-stage)")
+
+
+def check_floor(schedule: Schedule, lr: float) -> None:
+    """Refuse a --min-lr above the rate, where the schedule would rise to it."""
+    if schedule.schedule in ("cosine", "plateau") and schedule.min_lr > lr:
+        raise ValueError(
+            f"--min-lr {schedule.min_lr:g} is above the rate {lr:g} that the schedule lowers: take a smaller one"
+        )
 
 
 def check_crop(transform: AnyTransform, split: Split | JoinedSplit) -> None:

@@ -30,6 +30,7 @@ from shards.manifest import write_aside
 from shards.shardset import ShardSet
 from train.assembly import (
     check,
+    check_floor,
     equip,
     freeze_backbone,
     lock,
@@ -77,6 +78,8 @@ class Search:
         self.job, self.folder, self.kind = job, folder, kind
         self.wish = ends.enter_context(Wish())  # a signal before the first step is answered there
         check(job)
+        if kind == "grid":
+            check_floor(self._schedule, self._scaled(rates_of(job.config)[0]))
         model, self.story = start_of(job)
         self.layers = layer_groups(model)
         self.start = {name: plain_copy(tensor) for name, tensor in model.state_dict().items()}
@@ -114,6 +117,12 @@ class Search:
     def _scaled(self, lr: float) -> float:
         return scaled(self.job.config.optimizer, lr, self.job.batch)
 
+    @property
+    def _schedule(self) -> Schedule:
+        """What the rate of a grid's try follows: itself, or the run's schedule where that was asked for."""
+        config = self.job.config
+        return config.schedule if config.finder.finder_keep_schedule else Schedule(schedule="constant", warmup_steps=0)
+
     def run(self, rates: Rates | Ramp, lr: float, notebook: Notebook, *, validates: bool) -> bool:
         """Train from the start along `rates`; the records are in the notebook. Whether it ended in finite losses."""
         model = self._model()
@@ -135,10 +144,7 @@ class Search:
     def try_rate(self, lr: float) -> dict[str, Any]:
         """Train at one rate of a grid: `lr`, `train_loss` (mean of the last tenth), `val_loss`, the metrics."""
         config, notebook = self.job.config, Notebook(self.reporter)
-        schedule = (
-            config.schedule if config.finder.finder_keep_schedule else Schedule(schedule="constant", warmup_steps=0)
-        )
-        rates = Rates(schedule, self._scaled(lr), self.steps, self.epoch_steps)
+        rates = Rates(self._schedule, self._scaled(lr), self.steps, self.epoch_steps)
         whole = self.run(rates, lr, notebook, validates=True)
         losses, found = [each["loss"] for each in notebook.of("train")], notebook.of("val")
         last = found[-1] if whole and found else {}
