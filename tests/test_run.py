@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from shards.loader import Loader
 from shards.shardset import ShardSet
 from shards.transforms import train_transform
-from train import checkpoints
+from train import assembly, checkpoints
 from train.models import create
 from train.reporting import read_metrics
 from train.run import command_line, main
@@ -344,6 +344,22 @@ def test_mistakes_leave_nothing_behind(tiny_set: Path, more: list[str], words: l
         main(["--shards", str(tiny_set), *FAST, *more])
     assert all(word in str(caught.value) for word in words), caught.value
     assert not Path("runs").exists()
+
+
+def test_a_fixed_crop_is_held_against_the_images_that_are_drawn(
+    tiny_set: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(assembly, "INDEX_ROWS", 7)
+    split = ShardSet(tiny_set).split("train")
+    rows = split.rows(np.arange(60))
+    small = [split.key(int(i)) for i in np.flatnonzero(np.minimum(rows.heights, rows.widths) < 48)]
+    flags = ["--train-operators", '[{"op": "RandomCrop", "size": 48}]', "--image-size", "48", "--exclude", "small.txt"]
+    Path("small.txt").write_text("\n".join(small[:-1]))
+    with pytest.raises(ValueError, match="RandomCrop: 48 x 48 does not fit an image of"):
+        train(tiny_set, "small", *flags)
+    assert len(small) > 2 and not Path("runs").exists()
+    Path("small.txt").write_text("\n".join(small))
+    assert len(losses(train(tiny_set, "large", *flags, "--stop-after-steps", "1", "--no-tensorboard"))) == 1
 
 
 @pytest.mark.parametrize("suffix", ["tar", "cols"])

@@ -18,12 +18,11 @@ from torch import nn
 
 from shards.executors import choose_executor
 from shards.host_executor import refuse_bits
-from shards.joined import JoinedSplit
 from shards.manifest import write_aside
 from shards.operators import CenterCrop, RandomCrop, RandomResizedCrop, Resize
-from shards.shardset import ShardSet, Split
+from shards.shardset import ShardSet
 from shards.storage import is_url
-from shards.views import AnyTransform, MultiCrop
+from shards.views import MultiCrop
 from shards.words import counted
 from train import checkpoints
 from train.assessment import check_units
@@ -46,6 +45,7 @@ from train.starts import make_start
 from train.stopping import Wish
 
 VERSIONS = ("medshard", "torch", "timm", "deepspeed", "numpy", "opencv-python-headless")
+INDEX_ROWS = 1 << 16  # read at once
 OPTIONAL_VERSIONS = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
 
 
@@ -180,7 +180,7 @@ def check(job: Job) -> None:
     for transform in (job.train_transform, job.eval_transform):
         refuse_bits(transform.operators, shards.manifest.bits)
     shards.check_files()
-    check_crop(job.train_transform, job.training_split)
+    check_crop(job)
     micro = job.settings.micro_batch(world)
     if (training.mixup or training.cutmix) and (micro % 2 or job.batch % (2 * world)):
         name = "--mixup" if training.mixup else "--cutmix"
@@ -203,13 +203,15 @@ def check_floor(schedule: Schedule, lr: float) -> None:
         )
 
 
-def check_crop(transform: AnyTransform, split: Split | JoinedSplit) -> None:
-    """Refuse a fixed crop of stored images some of which are smaller."""
+def check_crop(job: Job) -> None:
+    """Refuse a fixed crop of stored images some of which are smaller, among those that the plan draws."""
     sizing = (Resize, CenterCrop, RandomCrop, RandomResizedCrop, MultiCrop)
-    first = next((operator for operator in transform.operators if isinstance(operator, sizing)), None)
+    first = next((operator for operator in job.train_transform.operators if isinstance(operator, sizing)), None)
     if isinstance(first, RandomCrop):
-        rows = split.rows(np.arange(split.num_samples))
-        first.check(np.stack([rows.heights, rows.widths], axis=1).astype(np.int64))
+        drawn = job.drawn
+        for start in range(0, len(drawn), INDEX_ROWS):  # the index of millions of images need not fit in memory
+            rows = job.training_split.rows(drawn[start : start + INDEX_ROWS])
+            first.check(np.stack([rows.heights, rows.widths], axis=1).astype(np.int64))
 
 
 def start_of(job: Job) -> tuple[nn.Module, list[str]]:

@@ -88,11 +88,15 @@ class Job:
         """This rank's part of the training, endless from `consumed` samples of all ranks on."""
         return self._loader(self.training_split, self.train_transform, plan=self.plan, samples_consumed=consumed)
 
+    @property
+    def drawn(self) -> np.ndarray:
+        """Positions int64[m], rising, of the stored images that an epoch's plan draws from: all, or a fraction's."""
+        return np.unique(self.plan.draw(np.arange(self.plan.num_samples)).positions)
+
     @cached_property
     def drawn_ids(self) -> np.ndarray:
-        """Ids uint64[m] of the stored images that an epoch's plan draws from: all, or a fraction's."""
-        stored = np.unique(self.plan.draw(np.arange(self.plan.num_samples)).positions)
-        return self.training_split.rows(stored).sample_ids
+        """Ids uint64[m] of the same images."""
+        return self.training_split.rows(self.drawn).sample_ids
 
     def evaluation_loader(self, split: Split | JoinedSplit) -> Loader:
         """This rank's part of one pass over a split, every sample once."""
