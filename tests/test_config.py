@@ -100,6 +100,7 @@ def test_every_field_is_a_flag_with_a_description() -> None:
         (["--modle", "x"], ["--modle", "did you mean --model?"]),
         (["--learning-rate", "x"], ["unknown flag --learning-rate: did you mean --lr?"]),
         (["--batch_size=3"], ["did you mean --global-batch?"]),
+        (["--batch", "3"], ["unknown flag --batch: did you mean --global-batch?"]),
         (["--qqqq"], ["unknown flag --qqqq: --help-all lists all flags"]),
         (["--lr=3", "--zero-stge=1"], ["--zero-stge", "--zero-stage"]),
         (["resnet50"], ["resnet50"]),

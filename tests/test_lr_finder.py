@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,16 @@ def test_a_lowest_rate_above_one_of_the_grid_is_refused_where_a_schedule_would_r
         find(tiny_set, "kept", *grid, "--lr", "1", "--finder-keep-schedule")
     assert not Path("runs").exists()
     assert len(find(tiny_set, "own", *grid)["tries"]) == 2  # at constant rates
+
+
+def test_bad_images_in_a_search_are_told_with_its_own_way_on(tiny_set: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_set, tmp_path / "set"))
+    for tar in folder.glob("train-*.tar"):
+        content = bytearray(tar.read_bytes())
+        content[600] ^= 255
+        tar.write_bytes(content)
+    with pytest.raises(ValueError, match=r"cannot be read.*mend the set, then give the same command again$"):
+        find(folder, "bad", "--lr-finder", "--finder-resolution", "1", "--max-bad", "0")
 
 
 def test_a_folder_is_whole_or_not_there_and_one_search_s_alone(tiny_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,12 +23,15 @@ _OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|cannot allocat
 
 
 @contextmanager
-def explained(folder: Path, trainer: "Trainer | None" = None) -> Iterator[None]:
-    """Raise the ValueError that says what to do, in place of what came; what is ours to mend keeps its traceback."""
+def explained(folder: Path, trainer: "Trainer | None" = None, *, again: str | None = None) -> Iterator[None]:
+    """Raise the ValueError that says what to do, in place of what came; what is ours to mend keeps its traceback.
+
+    `again` goes on where the cause is mended; None: --resume.
+    """
     try:
         yield
     except BadSamples as error:
-        raise ValueError(f"{error}; mend the set, then --resume {folder}") from error
+        raise ValueError(f"{error}; mend the set, then {again or f'--resume {folder}'}") from error
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
         if (line := _explanation(error, folder, trainer)) is None:
             raise

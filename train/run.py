@@ -223,7 +223,7 @@ def _find_rate(kind: str, config: Config, settings: DeepSpeedSettings, shards: S
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     with ExitStack() as ends:
         ends.callback(engines.leave)
-        with explained(folder):
+        with explained(folder, again="give the same command again"):
             try:
                 find_rate(config, settings, shards, folder, ranks, device, kind, ends)  # type: ignore[arg-type]
             except Preempted:
