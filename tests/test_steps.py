@@ -1,7 +1,9 @@
 """A step of the trainer beside the same step in plain torch. Run: pytest tests/test_steps.py"""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +14,11 @@ from torch.nn import functional as F
 from shards.loader import Batch, Loader
 from shards.shardset import ShardSet
 from shards.transforms import train_transform
+from train import loop
 from train.job import Job
 from train.models import create
+from train.objective import views_loss
+from train.run import main
 
 
 def first_batch(shards: ShardSet, size: int) -> Batch:
@@ -69,3 +74,24 @@ def test_statistics_are_those_of_the_images_that_can_be_read(make_set: Callable[
     assert len(statistics) > 4
     for key in statistics:
         torch.testing.assert_close(after[key], model.state_dict()[key], rtol=1e-4, atol=1e-6)
+
+
+def test_weights_that_are_not_finite_are_never_kept(tiny_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The third step's loss is finite, its gradient is not: 0 times the slope of a square root at 0."""
+    flags = ["--epochs", "1", "--checkpoint-every", "1", "--no-tensorboard"]
+    whole, calls = train(tiny_set, "whole", *flags), []
+
+    def poisoned(*args: Any, **options: Any) -> torch.Tensor:
+        loss = views_loss(*args, **options)
+        calls.append(loss.item())
+        return loss + (loss * 0).sqrt() if len(calls) == 3 else loss
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "views_loss", poisoned)
+        with pytest.raises(ValueError, match=r"the weights after step 3 are not finite, though its loss was"):
+            train(tiny_set, "cut", *flags)
+    assert all(map(math.isfinite, calls))
+    for path in (Path("runs/cut/weights")).iterdir():
+        assert all(bool(tensor.isfinite().all()) for tensor in load_file(path).values()), path
+    assert main(["--resume", "runs/cut"]) == 0
+    assert losses(Path("runs/cut")) == losses(whole)

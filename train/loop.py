@@ -40,7 +40,7 @@ class Preempted(Exception):
 
 
 class Diverged(ValueError):
-    """The loss is not finite, on every rank alike; no weight has moved since."""
+    """The loss or a weight is not finite, on every rank alike; nothing has been kept of it."""
 
 
 class Trainer:
@@ -158,6 +158,16 @@ class Trainer:
             self.reporter.say(f"warning: {line}; their micro-batches count as zero")
         return sums[0].item()
 
+    def _check_weights(self) -> None:
+        """Raise Diverged on every rank where a gradient that was not finite has reached a weight of any."""
+        parts = [getattr(each, "ds_tensor", each) for each in self.engine.module.parameters()]  # ZeRO 3 keeps parts
+        wrong = any(not bool(part.isfinite().all()) for part in parts)
+        if total(torch.tensor([float(wrong)], dtype=torch.float64, device=self.job.device)).item() > 0:
+            raise Diverged(
+                f"the weights after step {self.progress.step} are not finite, though its loss was: lower --lr, or take "
+                "another --precision; --resume goes on from the last checkpoint"
+            )
+
     def _agree_on(self, weight: float) -> tuple[float, bool, bool]:
         """What counts in the global batch; whether any rank wants to stop; whether a checkpoint is due."""
         training, step = self.job.config.training, self.progress.step
@@ -200,6 +210,7 @@ class Trainer:
 
     def validate(self) -> None:
         """Score the validation split, and keep the weights where the target metric is the best so far."""
+        self._check_weights()
         model = self._model_to_evaluate()
         found = self.scores(model, "val")
         values = found.values
@@ -260,8 +271,9 @@ class Trainer:
         """Write a checkpoint and weights/last.safetensors; all ranks call it. What is whole already is left.
 
         Where it cannot be written (a full disk) nothing of it stays, and the run goes on with a warning. Raises
-        ValueError instead where it `must` be written: the run ends here.
+        ValueError instead where it `must` be written: the run ends here; Diverged where a weight is not finite.
         """
+        self._check_weights()
         progress, training = self.progress, self.job.config.training
         folder = self.job.folder / "checkpoints"
         tag = checkpoints.tag_of(progress.step)
