@@ -429,6 +429,18 @@ def test_what_a_resume_may_not_change(tiny_set: Path) -> None:
         main(["--resume", "runs/other"])
 
 
+def test_a_run_that_was_begun_before_its_choices_were_refused_goes_on(
+    tiny_set: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ["--balance", "classes", "--class-weights", "balanced", "--min-lr", "0.1", "--epochs", "1"]
+    with monkeypatch.context() as patch:
+        patch.setattr(assembly, "check_balance", lambda _: None)
+        patch.setattr(assembly, "check_floor", lambda *_: None)
+        run = train(tiny_set, "old", *flags, "--no-tensorboard", "--stop-after-steps", "1")
+    assert main(["--resume", str(run), "--stop-after-steps", "2"]) == 0
+    assert len(losses(run)) == 2
+
+
 def test_a_resume_with_another_set_is_refused(
     tiny_set: Path, make_set: Callable[..., ShardSet], tmp_path: Path
 ) -> None:

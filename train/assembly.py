@@ -69,7 +69,9 @@ def build(
     job = Job(config, settings, shards, ranks, device, folder, weights_info(config, shards))
     check(job)
     lr = scaled(config.optimizer, config.optimizer.lr, job.batch)
-    check_floor(config.schedule, lr)
+    if not resume:  # one that was begun with what is refused now goes on
+        check_balance(config)
+        check_floor(config.schedule, lr)
     model, story = start_of(job) if not resume else _stored(job)
     layers = layer_groups(model)
     if config.model.freeze_backbone:
@@ -187,12 +189,16 @@ def check(job: Job) -> None:
         raise ValueError(f"{name} mixes pairs: a micro-batch of {micro} on {world} ranks cuts them; take an even one")
     if training.class_weights != "none" and shards.task == "multi-label":
         raise ValueError(f"--class-weights is for single-label sets, {shards.manifest.name} is multi-label: drop it")
-    if training.class_weights != "none" and job.config.data.balance != "none":
-        raise ValueError("--class-weights balanced and --balance classes correct for the same thing twice: take one")
     if training.label_smoothing and shards.task == "multi-label":
         raise ValueError(f"--label-smoothing is for single-label sets, {shards.manifest.name} is multi-label: drop it")
     if job.settings.stage == 3 and (training.ema or training.on_nan == "skip"):
         raise ValueError("--ema and --on-nan skip need whole tensors: take ZeRO stage 0, 1 or 2 (--zero-stage)")
+
+
+def check_balance(config: Config) -> None:
+    """Refuse two corrections for rare classes at once."""
+    if config.training.class_weights != "none" and config.data.balance != "none":
+        raise ValueError("--class-weights balanced and --balance classes correct for the same thing twice: take one")
 
 
 def check_floor(schedule: Schedule, lr: float) -> None:

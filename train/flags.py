@@ -33,8 +33,9 @@ COMMON = {
 ELSEWHERE = {
     "learning_rate": "lr", "max_lr": "lr", "batch_size": "global_batch", "train_batch_size": "global_batch",
     "batch": "global_batch", "epochs_num": "epochs", "num_epochs": "epochs", "max_epochs": "epochs",
-    "num_workers": "threads", "workers": "threads", "arch": "model", "backbone": "model", "network": "model", "data": "shards",
-    "dataset": "shards", "data_dir": "shards", "data_path": "shards", "output": "out", "output_dir": "out",
+    "num_workers": "threads", "workers": "threads", "arch": "model", "backbone": "model", "network": "model",
+    "data": "shards", "dataset": "shards", "data_dir": "shards", "data_path": "shards",
+    "output": "out", "output_dir": "out",
     "save_dir": "out", "run_name": "name", "lr_scheduler": "schedule", "scheduler": "schedule", "sched": "schedule",
     "opt": "optimizer", "wd": "weight_decay", "warmup": "warmup_epochs", "img_size": "image_size",
     "resolution": "image_size", "pretrained": "start", "init": "start", "checkpoint": "resume", "amp": "precision",

@@ -30,6 +30,7 @@ from shards.manifest import write_aside
 from shards.shardset import ShardSet
 from train.assembly import (
     check,
+    check_balance,
     check_floor,
     equip,
     freeze_backbone,
@@ -78,6 +79,7 @@ class Search:
         self.job, self.folder, self.kind = job, folder, kind
         self.wish = ends.enter_context(Wish())  # a signal before the first step is answered there
         check(job)
+        check_balance(job.config)
         if kind == "grid":
             check_floor(self._schedule, self._scaled(rates_of(job.config)[0]))
         model, self.story = start_of(job)
