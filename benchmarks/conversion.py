@@ -29,6 +29,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from prep.allocation import one_image_at_a_time
 from prep.convert import convert
 from prep.images import PixelOptions, prepare, read_file
 from prep.planning import ConvertOptions
@@ -86,7 +87,7 @@ def draw_patches(folder: Path, count: int) -> None:
 
 def codecs(paths: list[Path], options: PixelOptions, ready: Any, go: Any) -> None:
     """One process of the limit: decode, resize, encode, nothing else."""
-    cv2.setNumThreads(1)
+    one_image_at_a_time()
     ready.release()
     go.wait()
     for path in paths:

@@ -16,9 +16,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import ClassVar
 
-import cv2
 import numpy as np
 
+from prep.allocation import one_image_at_a_time
 from prep.buckets import Encoded, write_bucket
 from prep.hdf5 import layout_of, read_rows
 from prep.images import PixelOptions, UndecodableImage, prepare_pixels
@@ -59,7 +59,7 @@ class Bucket:
         Raises:
             ValueError: an image cannot be read and the run is strict.
         """
-        cv2.setNumThreads(1)
+        one_image_at_a_time()
         outcome, images = Outcome(), []
         for item, image in _encoded(self.items, self.pixels):
             if isinstance(image, str):

@@ -24,6 +24,7 @@ import numpy as np
 import simplejpeg
 import xxhash
 
+from prep.allocation import one_image_at_a_time
 from prep.buckets import Buckets, Encoded
 from prep.delivery import deliver
 from prep.hdf5 import read_row
@@ -144,7 +145,7 @@ def run_task(task: Task, tick: Callable[[int, bool], None]) -> Outcome:
     Raises:
         ValueError: an image does not decode and the task is strict.
     """
-    cv2.setNumThreads(1)
+    one_image_at_a_time()
     if task.url is None:
         return _write(task, task.folder, tick)
     with TemporaryDirectory(prefix="medshard-") as folder:
