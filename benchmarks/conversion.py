@@ -124,7 +124,7 @@ def study_loop(folder: Path, out: Path, count: int) -> None:
 
     out.mkdir()
     with h5py.File(folder / "camelyonpatch_level_2_split_train_x.h5") as file:
-        for row in range(count):
+        for row in range(min(count, len(file["x"]))):
             Image.fromarray(file["x"][row]).save(out / f"{row}.png")
 
 
