@@ -1,7 +1,8 @@
 """Does streaming keep up? The rate of walking a windowed plan with decoding, from a folder and from a loopback server.
 
     python benchmarks/walk.py --rounds 5                 a bare walk, which keeps every core busy
-    python benchmarks/walk.py --rounds 5 --run 0.85      a run: the Loader, and a training step after each batch
+    python benchmarks/walk.py --rounds 5 --run 0.85      a run: the Loader, and a pause after each batch
+    python benchmarks/walk.py --rounds 3 --model mobilenetv3_small_050      a run that trains a net on the CPU
 
 Writes a set of JPEG textures, serves it with 20 ms before each answer from a process of its own, and walks the same
 steps of the same plan from both, in turn, an empty cache each time: a sample is read, its hash checked, decoded and
@@ -11,7 +12,8 @@ machine has other work too. Prints one line a round and the medians. The result 
 
 With `--run SHARE` the public Loader feeds a consumer that sleeps after each batch as long as a training step on a GPU
 would take, so that it asks for SHARE of the images a second that the Loader makes from the folder without any pause
-(measured in the same round). At `--run 1` nothing but the store's and the fetching's own work can be missing.
+(measured in the same round). At `--run 1` nothing but the store's and the fetching's own work can be missing. With
+`--model NAME` the consumer is a real training step of a timm model on the CPU, which fetching competes with.
 """
 
 import argparse
@@ -21,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +32,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from shards.loader import Loader
+from shards.loader import Batch, Loader
 from shards.plan import Plan, PlanConfig
 from shards.sets import write_set
 from shards.shardset import ShardSet, Split
@@ -70,6 +72,9 @@ def look_at(split: Split, position: int) -> int:
     return int(cv2.resize(image, (224, 224), interpolation=cv2.INTER_AREA)[0, 0, 0])
 
 
+Consume = Callable[[Batch], object]
+
+
 class Walk(NamedTuple):
     """What one walk took."""
 
@@ -96,16 +101,15 @@ def walk(split: Split, plan: Plan, steps: int, warm: int, threads: int) -> Walk:
     return Walk(middle - start, images / (time.perf_counter() - middle), cpu_ms)
 
 
-def run(split: Split, plan: Plan, steps: int, warm: int, threads: int, pause: float) -> Walk:
-    """As `walk`, by the public Loader, with `pause` seconds after each batch."""
+def run(split: Split, plan: Plan, steps: int, warm: int, threads: int, consume: Consume) -> Walk:
+    """As `walk`, by the public Loader, with a consumer of each batch."""
     transform = eval_transform(224, [0.5] * 3, [0.2] * 3)
     loader = Loader(split, transform, global_batch=BATCH, plan=plan, threads=threads)
     start, batches = time.perf_counter(), iter(loader)
     for step in range(steps):
         if step == warm:
             middle, busy = time.perf_counter(), time.process_time()
-        next(batches)
-        time.sleep(pause)
+        consume(next(batches))
     seconds, busy = time.perf_counter() - middle, time.process_time() - busy
     loader.close()
     images = (steps - warm) * BATCH
@@ -123,6 +127,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--run", type=float, metavar="SHARE", help="a training that asks for this share of the rate")
+    parser.add_argument("--model", help="a training of this timm model")
     args = parser.parse_args()
     cv2.setNumThreads(1)
     folder = Path(tempfile.mkdtemp(prefix="streaming-"))
@@ -156,12 +161,12 @@ def measure(args: argparse.Namespace, folder: Path) -> None:
     walks: dict[str, list[Walk]] = {"local": [], "remote": []}
     with served(folder / "set", args.latency) as url:
         for number in range(args.rounds):
-            pause = pause_of(args, split, plan, warm)
+            consume = consumer(args, split, plan, warm)
             for place in ("local", "remote") if number % 2 else ("remote", "local"):
                 cache = folder / f"cache-{number}"
                 there = made if place == "local" else ShardSet(url, cache=cache, cache_limit=limit)
                 given = (there.split("train"), plan, plan.steps(1), warm, args.threads)
-                result = walk(*given) if args.run is None else run(*given, pause)
+                result = run(*given, consume) if consume else walk(*given)
                 walks[place].append(result)
                 print(
                     f"round {number}  {place:6}  first window {result.first_window_seconds:5.2f} s  then "
@@ -172,14 +177,34 @@ def measure(args: argparse.Namespace, folder: Path) -> None:
     report("ms CPU", [walk.cpu_ms_an_image for walk in walks["local"]], [w.cpu_ms_an_image for w in walks["remote"]])
 
 
-def pause_of(args: argparse.Namespace, split: Split, plan: Plan, warm: int) -> float:
-    """Seconds that a training step takes, so that the consumer asks for `--run` of what the Loader makes at most."""
+def consumer(args: argparse.Namespace, split: Split, plan: Plan, warm: int) -> Consume | None:
+    """What becomes of a batch; None for a bare walk."""
+    if args.model is not None:
+        return training(args.model)
     if args.run is None:
-        return 0.0
-    most = run(split, plan, plan.steps(1), warm, args.threads, 0.0).images_a_second
-    pause = BATCH / most / args.run
+        return None
+    most = run(split, plan, plan.steps(1), warm, args.threads, lambda batch: None).images_a_second
+    pause = BATCH / most / args.run  # seconds, so that it asks for `--run` of what the Loader makes at most
     print(f"the Loader alone, from the folder: {most:.0f} images/s; a step takes {1e3 * pause:.1f} ms")
-    return pause
+    return lambda batch: time.sleep(pause)
+
+
+def training(model: str) -> Consume:
+    """Forward, backward and a step of SGD on the CPU."""
+    import timm
+    import torch
+
+    torch.manual_seed(0)
+    net = timm.create_model(model, num_classes=2)
+    optimizer = torch.optim.SGD(net.parameters(), 0.01)
+
+    def consume(batch: Batch) -> None:
+        loss = torch.nn.functional.cross_entropy(net(batch.images), batch.labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return consume
 
 
 def report(unit: str, local: list[float], remote: list[float]) -> None:

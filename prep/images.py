@@ -56,7 +56,8 @@ class PixelOptions:
     """How pixels are stored. `short_side` in pixels (None: as they are), `quality` 1..100 and `chroma` of JPEG.
 
     `crop` and `mirror` (breasts to the left side) as prep/cropping.py says; `burned_in`: what becomes of DICOM files
-    whose header says that text is burned into the pixels, perhaps a name.
+    whose header says that text is burned into the pixels, perhaps a name. `enlarge`: smaller images grow to the short
+    side (bicubic), which else stay as they are.
     """
 
     channels: Literal[1, 3] = 3
@@ -68,10 +69,11 @@ class PixelOptions:
     crop: Crop = "none"
     mirror: bool = False
     burned_in: Literal["refuse", "keep"] = "refuse"
+    enlarge: bool = False
 
     def recorded(self) -> dict[str, Any]:
         """What the manifest records: crops and their kin only where they are on."""
-        off = {"crop": "none", "mirror": False, "burned_in": "refuse"}
+        off = {"crop": "none", "mirror": False, "burned_in": "refuse", "enlarge": False}
         return {name: value for name, value in asdict(self).items() if name not in off or value != off[name]}
 
     def __post_init__(self) -> None:
@@ -89,6 +91,8 @@ class PixelOptions:
             raise ValueError("--bits 16 is for one-channel images; this dataset has three channels")
         if self.crop not in CROPS:
             raise ValueError(f"--crop {self.crop!r} is unknown; known: {', '.join(CROPS)}")
+        if self.enlarge and self.short_side is None:
+            raise ValueError("--enlarge grows images to --short-side: give one of 8..16384")
         if self.mirror and self.crop != "breast":
             raise ValueError("--mirror turns breasts to one side: it needs --crop breast, which finds them")
 
@@ -127,18 +131,20 @@ def prepare_pixels(pixels: np.ndarray, options: PixelOptions, known: Metadata | 
 
 
 def _finish(pixels: np.ndarray, size: tuple[int, ...], options: PixelOptions, told: dict[str, Value]) -> Prepared:
-    """Crop, reduce, encode. `size` is the whole picture's, of which `pixels` may be a smaller decode; a spacing in
-    `told` is that of the whole picture, and becomes that of what is stored.
+    """Crop, reduce or enlarge, encode. `size` is the whole picture's, of which `pixels` may be a smaller decode; a
+    spacing in `told` is that of the whole picture, and becomes that of what is stored.
     """
     if options.crop != "none":
         pixels, box, flipped = crop(pixels, options.crop, options.mirror)
         size = pixels.shape[:2]
         told |= {f"crop_{side}": float(length) for side, length in box._asdict().items()}
         told |= {"flipped": "yes" if flipped else "no"} if options.mirror else {}
-    reduced = reduce(pixels, options.short_side, size)
+    stored = reduce(pixels, options.short_side, size)
+    if options.enlarge and options.short_side is not None:
+        stored = enlarge(stored, options.short_side)
     if isinstance(spacing := told.get("pixel_spacing_mm"), int | float):
-        told["pixel_spacing_mm"] = spacing * size[0] / reduced.shape[0]
-    return Prepared(reduced, encode(reduced, options), told)
+        told["pixel_spacing_mm"] = spacing * size[0] / stored.shape[0]
+    return Prepared(stored, encode(stored, options), told)
 
 
 def is_dicom(data: bytes) -> bool:
@@ -269,6 +275,22 @@ def reduce(pixels: np.ndarray, short_side: int | None, size: tuple[int, ...] | N
     return cv2.resize(
         pixels, None, fx=stored[0] * part / width, fy=stored[1] * part / height, interpolation=cv2.INTER_AREA
     )
+
+
+def enlarge(pixels: np.ndarray, short_side: int) -> np.ndarray:
+    """Bicubic enlargement so that the short side has `short_side` pixels; larger images stay as they are.
+
+    Raises:
+        UndecodableImage: the image is so long and narrow that it would have more pixels than a set may hold.
+    """
+    height, width = pixels.shape[:2]
+    if min(height, width) >= short_side:
+        return pixels
+    scale = short_side / min(height, width)
+    stored = (round(width * scale), round(height * scale))
+    if stored[0] * stored[1] > MAX_PIXELS:
+        raise UndecodableImage(f"more than {MAX_PIXELS} pixels once it is enlarged")
+    return cv2.resize(pixels, stored, interpolation=cv2.INTER_CUBIC)
 
 
 def encode(pixels: np.ndarray, options: PixelOptions) -> bytes:

@@ -40,7 +40,18 @@ CSV_FLAGS = "with --dataset csv"
 SLIDE_FLAGS = "with --dataset Camelyon-slides or slides"
 
 # --help shows the others; --help-all these, too.
-RARE = {"quality", "chroma", "salt", "shard_samples", "strict", "burned_in", "repeats", "keep_test", "near_duplicates"}
+RARE = {
+    "quality",
+    "chroma",
+    "salt",
+    "shard_samples",
+    "strict",
+    "burned_in",
+    "repeats",
+    "keep_test",
+    "near_duplicates",
+    "enlarge",
+}
 RARE |= {CSV_FLAGS, SLIDE_FLAGS}
 
 
@@ -58,8 +69,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add(
         "--short-side",
         type=int,
-        help="pixels of the short side; never enlarged; 0 keeps the size (default: 256, tiles of slides as they are)",
+        help="pixels of the short side; smaller images stay; 0 keeps all (default: 256, tiles of slides as they are)",
     )
+    add("--enlarge", action="store_true", help="images smaller than --short-side grow to it, bicubic")
     add("--format", default="jpeg", help=f"one of {', '.join(FORMATS)}")
     add("--quality", type=int, default=95, help="of JPEG, 1..100")
     add("--chroma", choices=("4:2:0", "4:4:4"), default="4:2:0", help="colour resolution of JPEG")
@@ -185,7 +197,7 @@ def named_columns(entries: list[str]) -> dict[str, str]:
 
 def pixel_options(args: argparse.Namespace, dataset: RawDataset, short_side: int | None) -> PixelOptions:
     """How the pixels of this dataset are stored."""
-    stored = args.format, args.quality, args.chroma, args.bits, args.crop, args.mirror, args.burned_in
+    stored = args.format, args.quality, args.chroma, args.bits, args.crop, args.mirror, args.burned_in, args.enlarge
     return PixelOptions(dataset.channels, short_side, *stored)
 
 

@@ -247,6 +247,22 @@ def test_orientation_and_spacing_are_those_of_the_whole_picture(orientation: int
         assert found.metadata["pixel_spacing_mm"] == pytest.approx(0.1 * height / found.pixels.shape[0])
 
 
+def test_images_grow_only_where_they_are_told_to() -> None:
+    data = saved(Image.fromarray(photograph(40, 60)), "PNG")
+    assert prepare(data, PixelOptions(3, 80, "png")).pixels.shape == (40, 60, 3)
+    grown = prepare(data, PixelOptions(3, 80, "png", enlarge=True))
+    assert grown.pixels.shape == (80, 120, 3)
+    judge = np.asarray(Image.fromarray(photograph(40, 60)).resize((120, 80), Image.Resampling.BICUBIC), float)
+    assert np.abs(grown.pixels[4:-4, 4:-4] - judge[4:-4, 4:-4]).mean() < 2
+    assert prepare(data, PixelOptions(3, 20, "png", enlarge=True)).pixels.shape == (20, 30, 3)
+    assert "enlarge" not in PixelOptions().recorded() and PixelOptions(enlarge=True).recorded()["enlarge"] is True
+    with pytest.raises(ValueError, match="--enlarge grows images to --short-side"):
+        PixelOptions(3, None, enlarge=True)
+    narrow = saved(Image.fromarray(photograph(1, 60)), "PNG")
+    with pytest.raises(UndecodableImage, match="more than 268435456 pixels once it is enlarged"):
+        prepare(narrow, PixelOptions(3, 4000, enlarge=True))
+
+
 def test_a_truncated_jpeg_is_refused_at_a_part_too() -> None:
     data = saved(Image.fromarray(photograph(400, 500)), "JPEG")
     with pytest.raises(UndecodableImage, match="the file is truncated"):
