@@ -11,6 +11,7 @@ import secrets
 import sqlite3
 from collections import OrderedDict
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -50,7 +51,7 @@ def write_bucket(path: Path, images: Iterable[tuple[str, Encoded | str]], *, alo
     aside = path.with_name(f".{path.name}{'' if alone else f'.{secrets.token_hex(4)}'}.partial")
     aside.unlink(missing_ok=True)
     try:
-        with sqlite3.connect(aside, isolation_level=None) as database:
+        with closing(sqlite3.connect(aside, isolation_level=None)) as database:
             database.executescript(f"pragma journal_mode=off; pragma synchronous=off; begin; {TABLES}")
             for key, image in sorted(images):
                 if isinstance(image, str):
@@ -58,7 +59,6 @@ def write_bucket(path: Path, images: Iterable[tuple[str, Encoded | str]], *, alo
                 else:
                     database.execute("insert into images values (?, ?, ?, ?, ?, ?)", _row(key, image))
             database.execute("commit")
-        database.close()
         with aside.open("rb") as file:
             os.fsync(file.fileno())
         aside.replace(path)
@@ -77,13 +77,11 @@ def left_out_of(path: Path) -> list[tuple[str, str]] | None:
     """(key, reason) of the images that a bucket could not be given; None where there is no whole bucket."""
     if not path.is_file():
         return None
-    database = _connect(path)
     try:
-        return database.execute("select key, reason from left_out order by key").fetchall()
+        with closing(_connect(path)) as database:
+            return database.execute("select key, reason from left_out order by key").fetchall()
     except sqlite3.Error:
         return None
-    finally:
-        database.close()
 
 
 def _connect(path: Path) -> sqlite3.Connection:
