@@ -7,8 +7,8 @@
 
 `patches`: 96 x 96 raw shards, light, at 96 px and enlarged to 224 px. `originals`: the study's way (PIL and torchvision
 from the original file, 2 workers) and the Loader from shards of 256 px of the same photographs, in turn. `paced`: a
-consumer that wants a batch at 90 % of the rate just measured, and how long it waited. `memory`: resident memory over
-many batches of images of 64 to 1,024 px. 2 threads, batches of 64. The result is recorded in benchmarks/README.md.
+consumer that wants 90 % of the rate just measured, and how long it waited. `memory`: resident memory over many batches
+of images of 64 to 1,024 px. 2 threads, batches of 64. The result is recorded in benchmarks/README.md.
 """
 
 import argparse
@@ -120,23 +120,20 @@ def originals(args: argparse.Namespace, folder: Path) -> None:
 def paced(args: argparse.Namespace, folder: Path) -> None:
     from loaders import photographs
 
+    from shards.bench import PACE, paced_waits
     from shards.decoding import probe
 
     images = photographs(args.photos, 256)
     made = write(folder / "paced", images, "jpeg", [probe(image)[:2] for image in images], 6000)
-    loader = loader_of(made)
-    batches = iter(loader)
-    pace = BATCH / (0.9 * rate(batches, args.seconds))
-    waits, begun = [], time.perf_counter()
-    while (now := time.perf_counter()) - begun < 3 * args.seconds:
-        next(batches)
-        waits.append(time.perf_counter() - now)
-        time.sleep(max(0.0, begun + len(waits) * pace - time.perf_counter()))
-    share, edges = sum(waits) / (time.perf_counter() - begun), [0.0, *BOUNDS, np.inf]
-    counts = np.histogram(waits, edges)[0].tolist()
-    shown = ", ".join(f"up to {edge:g} s: {n}" for edge, n in zip(edges[1:], counts, strict=True))
-    print(f"a batch every {1e3 * pace:.1f} ms (90 % of capacity): waited {share:.2%} of the time; waits {shown}")
-    loader.close()
+    for _ in range(args.rounds):
+        loader = loader_of(made)
+        step = BATCH / (PACE * rate(iter(loader), args.seconds))
+        waits = paced_waits(loader, step, 3 * args.seconds)
+        loader.close()
+        share, edges = waits.sum() / (waits.sum() + step * len(waits)), [0.0, *BOUNDS, np.inf]
+        counts = np.histogram(waits, edges)[0].tolist()
+        shown = ", ".join(f"up to {edge:g} s: {n}" for edge, n in zip(edges[1:], counts, strict=True))
+        print(f"steps of {1e3 * step:.1f} ms ({PACE:.0%} of capacity): waited {share:.2%} of the time; waits {shown}")
 
 
 def memory(args: argparse.Namespace, folder: Path) -> None:

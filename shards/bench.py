@@ -1,4 +1,4 @@
-"""Images a second of reading, of decoding and of the whole pipeline on this machine, and which of them is the limit.
+"""Images a second of reading, of decoding and of the whole pipeline here, the limit, and the prefetch to take.
 
 python -m shards bench data/shards/DDSM --preset full --threads 8
 
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from shards.command_line import Parser
+from shards.executors import choose_executor
 from shards.host_executor import decode_fast
 from shards.index import ENCODING_NAMES
 from shards.loader import Loader
@@ -25,6 +26,9 @@ from shards.plan import Plan, PlanConfig
 from shards.shardset import ShardSet, Split
 from shards.transforms import PRESETS, Transform, train_transform
 
+PACE = 0.9  # of what the pipeline makes: the rate of the consumer whose waits are measured
+MOST_WAITING = 0.01  # of its time
+DEPTHS = (2, 4, 8)  # steps ahead, tried in turn
 BUSY = 0.25  # load a core, before we begin, above which the figures are only good as ratios
 
 
@@ -52,6 +56,8 @@ class Result:
     pipeline: float
     first_batch_seconds: float
     cpu_share: float  # of `cores`, in use during the pipeline
+    prefetch: int  # the fewest steps ahead with which a paced consumer hardly waits, or the most that were tried
+    waiting: float  # share of that consumer's time
 
     @property
     def shares(self) -> dict[str, float]:
@@ -84,11 +90,23 @@ def measure(
     transform = train_transform(size, manifest.mean, manifest.std, preset=preset)
     on_gpu = executor != "host" and torch.cuda.is_available()
     device = "cuda" if on_gpu else "cpu"
-    loader = Loader(part, transform, global_batch=batch, executor=executor, device=device, threads=threads)  # type: ignore[arg-type]
+
+    def loader(prefetch: int = DEPTHS[0]) -> Loader:
+        return Loader(
+            part,
+            transform,
+            global_batch=batch,
+            executor=executor,  # type: ignore[arg-type]
+            device=device,
+            threads=threads,
+            prefetch=prefetch,
+        )
+
     rows = part.rows(np.linspace(0, part.num_samples - 1, min(part.num_samples, 4096)).astype(np.int64))
     read = read_rate(part, batch, seconds)
     decode = decode_rate(part, transform, batch, threads, seconds)
-    first, pipeline, cpu = pipeline_rate(loader, seconds)
+    first, pipeline, cpu = pipeline_rate(loader(), seconds)
+    prefetch, waiting = depth_wanted(loader, batch / (PACE * pipeline), seconds)
     cores = len(os.sched_getaffinity(0))
     return Result(
         name=manifest.name,
@@ -101,7 +119,7 @@ def measure(
         preset=preset,
         size=size,
         batch=batch,
-        executor=loader.executor,
+        executor=choose_executor(executor, torch.device(device)),  # type: ignore[arg-type]
         device=torch.cuda.get_device_name() if on_gpu else "cpu",
         threads=threads,
         cores=cores,
@@ -111,6 +129,8 @@ def measure(
         pipeline=round(pipeline, 1),
         first_batch_seconds=round(first, 3),
         cpu_share=round(cpu / cores, 3),
+        prefetch=prefetch,
+        waiting=round(waiting, 4),
     )
 
 
@@ -174,6 +194,35 @@ def pipeline_rate(loader: Loader, seconds: float) -> tuple[float, float, float]:
     return first, images / passed, busy / passed
 
 
+def depth_wanted(loader: Callable[[int], Loader], step: float, seconds: float) -> tuple[int, float]:
+    """The fewest steps ahead with which a consumer of `step` seconds hardly waits, and the share of time it does."""
+    for depth in DEPTHS:
+        opened = loader(depth)
+        waits = paced_waits(opened, step, seconds)
+        opened.close()
+        share = float(waits.sum() / (waits.sum() + step * len(waits)))
+        if share <= MOST_WAITING:
+            break
+    return depth, share
+
+
+def paced_waits(loader: Loader, step: float, seconds: float) -> np.ndarray:
+    """Seconds float64[n] that a training whose step takes `step` seconds waits for each batch.
+
+    It sleeps its step away, as a GPU's would pass, and begins when the batches ahead are there; a late batch delays all
+    that follow.
+    """
+    batches, waits = iter(loader), list[float]()
+    next(batches)
+    time.sleep((loader.prefetch + 1) * step)
+    end = time.perf_counter() + seconds
+    while (begun := time.perf_counter()) < end or not waits:
+        next(batches)
+        waits.append(time.perf_counter() - begun)
+        time.sleep(step)
+    return np.array(waits)
+
+
 def verdict(result: Result) -> str:
     """One line: what limits this pipeline, and what to change."""
     name, share = max(result.shares.items(), key=lambda item: item[1])
@@ -219,6 +268,8 @@ def table(result: Result) -> str:
         shown = f"{speed:10,.0f}{1e3 / speed:10.3f}" if speed else f"{'':10}{share * 1e3 / r.pipeline:10.3f}"
         lines.append(f"{name:16}{shown}{share:13.0%}")
     lines.append(f"first batch after {r.first_batch_seconds:.2f} s; {r.cpu_share:.0%} of the cores in use")
+    ahead = f"with --prefetch {r.prefetch} a training that wants {PACE:.0%} of them waits {r.waiting:.1%} of its time"
+    lines.append(ahead)
     if r.load > BUSY * r.cores:
         lines.append(f"note: other work ran here (load {r.load} on {r.cores} cores): take the rates as ratios only")
     return "\n".join([*lines, verdict(r)])
@@ -229,8 +280,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     cores = len(os.sched_getaffinity(0))
     parser = Parser(
         prog="python -m shards bench",
-        description="Measure reading, decoding and the whole pipeline here, and say which is the limit. Files read "
-        "lately come from memory, not from the disk.",
+        description="Measure reading, decoding and the whole pipeline here; say which is the limit, and how many steps "
+        "to prepare ahead. Files read lately come from memory, not from the disk.",
         epilog="example: python -m shards bench data/shards/DDSM --preset full --threads 8",
     )
     parser.add_argument("folder", help="a shard set, or the URL of one")
@@ -240,7 +291,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", type=int, default=224, help="height and width that the model gets (default 224)")
     parser.add_argument("--preset", choices=list(PRESETS), default="light", help="the augmentation (default light)")
     parser.add_argument("--executor", choices=("auto", "host", "dali"), default="auto", help="who makes the pixels")
-    parser.add_argument("--seconds", type=float, default=3.0, help="for each of the three stages (default 3)")
+    parser.add_argument("--seconds", type=float, default=3.0, help="for each measurement (default 3)")
     parser.add_argument("--split", default="train", help="which split (default train)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")

@@ -3,14 +3,16 @@
 import itertools
 import json
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from faulty_server import serve
 
-from shards.bench import Result, main, measure, positions_of, table, verdict
+from shards.bench import DEPTHS, Result, depth_wanted, main, measure, paced_waits, positions_of, table, verdict
 from shards.loader import Loader
 from shards.shardset import ShardSet
 from shards.transforms import train_transform
@@ -37,6 +39,8 @@ MEASURED = Result(
     pipeline=800.0,
     first_batch_seconds=0.3,
     cpu_share=0.9,
+    prefetch=4,
+    waiting=0.004,
 )
 
 
@@ -44,6 +48,7 @@ def test_json_holds_every_stage_and_the_verdict(tiny_set: Path, capsys: pytest.C
     assert main([str(tiny_set), *QUICK, "--preset", "full", "--executor", "host", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert {"name": "tiny", "images": 60, "executor": "host", "preset": "full", "batch": 8}.items() <= found.items()
+    assert found["prefetch"] in DEPTHS and 0 <= found["waiting"] <= 1
     assert min(found[stage] for stage in ("read", "decode", "pipeline", "first_batch_seconds")) > 0
     assert sum(found["shares"].values()) == pytest.approx(1, abs=0.001)
     assert found["verdict"].startswith("limit: ")
@@ -65,7 +70,7 @@ def test_the_table_names_each_stage(tiny_set: Path, capsys: pytest.CaptureFixtur
     assert lines[0].startswith("tiny val: 17 images, median ") and lines[0].endswith("kB each, jpeg")
     stages = [line[:16].strip() for line in lines[3:7]]
     assert stages == ["read and hash", "decode alone", "all the rest", "whole pipeline"]
-    assert lines[-1].startswith("limit: ") and lines[6].endswith("100%")
+    assert lines[8].startswith("with --prefetch ") and lines[-1].startswith("limit: ") and lines[6].endswith("100%")
 
 
 def test_dali_is_measured_through_the_loader(tiny_set: Path) -> None:
@@ -80,6 +85,41 @@ def test_reading_follows_the_order_of_training(tiny_set: Path) -> None:
     for positions, batch in zip(itertools.islice(positions_of(split, 8), 9), loader, strict=False):
         assert split.sample_ids(positions).view("int64").tolist() == batch.sample_ids.tolist()  # type: ignore[arg-type]
     loader.close()
+
+
+class Late:
+    """Stands for a Loader two steps ahead whose every fourth batch comes 40 ms late."""
+
+    prefetch = 2
+
+    def __iter__(self) -> Iterator[int]:
+        for n in itertools.count():
+            if n % 4 == 3:
+                time.sleep(0.04)
+            yield n
+
+
+def test_a_paced_consumer_waits_for_the_batches_that_are_late() -> None:
+    waits = paced_waits(Late(), 0.001, 0.2)  # type: ignore[arg-type]
+    assert len(waits) >= 3 and waits[2::4].min() >= 0.04
+
+
+@pytest.mark.parametrize(("enough", "advised", "share"), [(2, 2, 0.0), (3, 4, 0.0), (8, 8, 0.0), (9, 8, 0.2)])
+def test_the_depth_advised_is_the_least_with_which_hardly_any_time_is_waited(
+    enough: int, advised: int, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Opened:
+        def __init__(self, depth: int):
+            self.prefetch = depth
+
+        def close(self) -> None:
+            pass
+
+    def waits(loader: Opened, step: float, seconds: float) -> np.ndarray:
+        return np.full(10, 0.0 if loader.prefetch >= enough else 0.25)
+
+    monkeypatch.setattr("shards.bench.paced_waits", waits)
+    assert depth_wanted(Opened, step=1.0, seconds=1.0) == (advised, pytest.approx(share))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
