@@ -1,5 +1,6 @@
 """What several test files share."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,10 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from faulty_server import FaultyServer, serve
+from remote_sets import QUICK
 
+from prep.phantoms import draw_phantoms
 from shards.sets import write_set
 from shards.shardset import ShardSet
 from shards.writer import Sample
@@ -95,6 +99,61 @@ def make_set(
 def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A set of 3 classes in 3 channels: train 60 over 4 unequal shards, val 17, test 19. Never write into it."""
     return make_set(tmp_path_factory.mktemp("sets") / "tiny").path
+
+
+@pytest.fixture(scope="session")
+def raw_ddsm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The raw folder of 60 DDSM phantoms of 64 pixels. Never write into it."""
+    folder = tmp_path_factory.mktemp("raw") / "DDSM"
+    draw_phantoms("DDSM", folder, 60, size=64, quiet=True)
+    return folder
+
+
+@pytest.fixture
+def own_raw_ddsm(raw_ddsm: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(raw_ddsm, tmp_path / "raw"))
+
+
+@pytest.fixture
+def server(tiny_set: Path) -> Iterator[FaultyServer]:
+    """The tiny set on an HTTP server that fails as it is told to."""
+    with serve(tiny_set) as server:
+        yield server
+
+
+@pytest.fixture
+def remote(server: FaultyServer, tmp_path: Path) -> Callable[..., ShardSet]:
+    """A function that opens the set of `server` with a cache."""
+
+    def open_set(limit: int | None = None, **options: Any) -> ShardSet:
+        options.setdefault("patience", QUICK)
+        return ShardSet(server.url, cache=tmp_path / "cache", cache_limit=limit, **options)
+
+    return open_set
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, tiny_set: Path) -> Path:
+    """A run of the tiny set that never trained: a start and an end of two seeds."""
+    from made_runs import SMALL, make_run
+
+    return make_run(tmp_path_factory.mktemp("runs") / "tiny", tiny_set, *SMALL)
+
+
+@pytest.fixture
+def one_rank(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Trainings of this process are one rank on the CPU, in an empty folder; as many threads afterwards as before."""
+    import torch
+
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(name="make_set", scope="session")

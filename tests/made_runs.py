@@ -14,6 +14,17 @@ from train.config import Config
 from train.models import create
 from train.rundir import WeightsInfo, save_weights
 
+SMALL = ("tf_efficientnet_lite0", 32)
+FAMILIES = (
+    ("resnet50", 32),
+    ("deit_tiny_patch16_224", 32),
+    ("swin_tiny_patch4_window7_224", 64),
+    ("inception_v3", 80),
+    ("tf_efficientnet_lite0", 32),
+    ("convnext_atto", 64),
+    ("focalnet_tiny_srf", 64),
+)
+
 
 def make_run(
     folder: Path,
@@ -71,3 +82,8 @@ def arguments(run: Path, *flags: str, script: str = "knn") -> Namespace:
     if script == "reinit":
         made.add_argument("--to", default="start")
     return made.parse_args([str(run), "--batch", "8", "--threads", "1", *flags])
+
+
+def result(run: Path, name: str) -> dict[str, Any]:
+    """What a script wrote of a run."""
+    return json.loads((run / "analysis" / f"{name}.json").read_text())

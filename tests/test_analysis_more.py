@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
-from test_analysis_knn import ALL, SMALL, make_run
+from made_runs import FAMILIES, SMALL, make_run
 
 from analysis import attention, dimension, embeddings, fid, saliency, trajectory
 from analysis.flags import parser
@@ -34,11 +34,6 @@ EXTRA: dict[str, dict[str, object]] = {
 def arguments(run: Path, script: str, *flags: str, **options: object) -> Namespace:
     made = parser("test").parse_args([str(run), "--batch", "8", "--threads", "1", *flags])
     return Namespace(**vars(made) | EXTRA[script] | options)
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, tiny_set: Path) -> Path:
-    return make_run(tmp_path_factory.mktemp("runs") / "tiny", tiny_set, *SMALL)
 
 
 def result(run: Path, name: str) -> dict:
@@ -201,7 +196,7 @@ def test_a_run_without_a_start_is_refused(tmp_path, tiny_set):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("model", "side"), ALL)
+@pytest.mark.parametrize(("model", "side"), FAMILIES)
 def test_every_script_runs_for_every_family(tmp_path, tiny_set, model, side):
     run = make_run(tmp_path / "run", tiny_set, model, side)
     for step, seed in ((2, 3), (4, 4)):

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_convert import OPTIONS, digests, make, raw
+from conversions import OPTIONS, digests, make
 
 import prep.cluster
 from prep.convert import convert
@@ -22,7 +22,6 @@ from prep.places import open_place
 from prep.planning import ConvertOptions
 from prep.sources import DATASETS
 
-__all__ = ["raw"]
 ROOT = Path(__file__).parents[1]
 
 
@@ -57,13 +56,13 @@ def cluster(tmp_path: Path) -> Iterator[tuple[str, Callable[..., subprocess.Pope
 
 
 @pytest.mark.slow
-def test_a_killed_worker_changes_no_byte(raw: Path, tmp_path: Path, cluster: tuple[str, Callable]) -> None:
+def test_a_killed_worker_changes_no_byte(raw_ddsm: Path, tmp_path: Path, cluster: tuple[str, Callable]) -> None:
     """Two workers, one killed in the middle of a shard (it leaves a file aside): the other does its work."""
     address, worker = cluster
-    make(raw, tmp_path / "here")
+    make(raw_ddsm, tmp_path / "here")
     victim, _ = worker(), worker()
-    command = [sys.executable, "prep/make_shards.py", "--dataset", "DDSM", "--raw", str(raw), "--short-side", "48"]
-    command += ["--out", str(tmp_path / "there"), "--salt", str(raw / SALT_NAME), "--shard-samples", "8"]
+    command = [sys.executable, "prep/make_shards.py", "--dataset", "DDSM", "--raw", str(raw_ddsm), "--short-side", "48"]
+    command += ["--out", str(tmp_path / "there"), "--salt", str(raw_ddsm / SALT_NAME), "--shard-samples", "8"]
     run = subprocess.Popen([*command, "--cluster", address], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("there/.train-*.tar.*.partial")) and time.monotonic() < deadline:
@@ -89,36 +88,36 @@ def test_two_threads_of_a_worker_read_the_same_buckets(tmp_path: Path, cluster: 
 
 @pytest.mark.slow
 def test_workers_that_would_write_other_bytes_or_elsewhere_are_refused(
-    raw: Path, tmp_path: Path, cluster: tuple[str, Callable], monkeypatch: pytest.MonkeyPatch
+    raw_ddsm: Path, tmp_path: Path, cluster: tuple[str, Callable], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     address, worker = cluster
     monkeypatch.setattr(prep.cluster, "NO_WORKER_SECONDS", 1.0)
     options = replace(OPTIONS, cluster=address)
     with pytest.raises(ValueError, match="the cluster has had no worker for 1 s: start some"):
-        make(raw, tmp_path / "a", options)
+        make(raw_ddsm, tmp_path / "a", options)
     worker()
     monkeypatch.setattr(prep.cluster, "NO_WORKER_SECONDS", 60.0)
     real = prep.cluster.versions
     monkeypatch.setattr(prep.cluster, "versions", lambda **given: real(**given) | {"pillow": "0.1"})
     with pytest.raises(ValueError, match=r"the worker on .* has pillow .*, 0\.1 started this run"):
-        make(raw, tmp_path / "b", options)
+        make(raw_ddsm, tmp_path / "b", options)
     monkeypatch.setattr(prep.cluster, "versions", real)
-    (bad, *_) = sorted((raw / "ddsm_raw").iterdir())
+    (bad, *_) = sorted((raw_ddsm / "ddsm_raw").iterdir())
     content = bad.read_bytes()
     bad.write_bytes(b"broken")
     try:
         with pytest.raises(ValueError, match=r"does not decode: no known image format"):
-            make(raw, tmp_path / "c", replace(options, strict=True))
+            make(raw_ddsm, tmp_path / "c", replace(options, strict=True))
     finally:
         bad.write_bytes(content)
-    make(raw, tmp_path / "b", options)
-    make(raw, tmp_path / "here")
+    make(raw_ddsm, tmp_path / "b", options)
+    make(raw_ddsm, tmp_path / "here")
     assert digests(tmp_path / "b") == digests(tmp_path / "here")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_the_lines_for_slurm_start_workers(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_lines_for_slurm_start_workers(raw_ddsm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The page's own lines; its sbatch runs the job script here, on loopback, and one job of two workers will do."""
     page = (ROOT / "docs" / "preparing.md").read_text()
     (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
@@ -142,32 +141,32 @@ def test_the_lines_for_slurm_start_workers(raw: Path, tmp_path: Path, monkeypatc
         assert session.stdout is not None
         address = session.stdout.readline().strip()
         assert address.startswith("tcp://127.0.0.1:")
-        make(raw, tmp_path / "there", replace(OPTIONS, cluster=address))
+        make(raw_ddsm, tmp_path / "there", replace(OPTIONS, cluster=address))
     finally:
         session.communicate(timeout=60)
-    make(raw, tmp_path / "here")
+    make(raw_ddsm, tmp_path / "here")
     assert digests(tmp_path / "here") == digests(tmp_path / "there")
 
 
-def test_no_scheduler_is_one_line(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_scheduler_is_one_line(raw_ddsm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prep.cluster, "CONNECT_SECONDS", 0.5)
     with pytest.raises(ValueError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:1 .*`dask scheduler`"):
-        make(raw, tmp_path / "new" / "folder" / "set", replace(OPTIONS, cluster="tcp://127.0.0.1:1"))
+        make(raw_ddsm, tmp_path / "new" / "folder" / "set", replace(OPTIONS, cluster="tcp://127.0.0.1:1"))
     assert not list(tmp_path.iterdir())
 
 
-def test_folders_that_a_worker_does_not_see_are_told(raw: Path, tmp_path: Path) -> None:
+def test_folders_that_a_worker_does_not_see_are_told(raw_ddsm: Path, tmp_path: Path) -> None:
     from prep.planning import make_plan, make_tasks
 
     options = replace(OPTIONS, cluster="somewhere")
-    salt = (raw / SALT_NAME).read_bytes()
-    plan = make_plan(DATASETS["DDSM"], raw, options, salt)
+    salt = (raw_ddsm / SALT_NAME).read_bytes()
+    plan = make_plan(DATASETS["DDSM"], raw_ddsm, options, salt)
     tasks = make_tasks(plan, tmp_path / "elsewhere", tmp_path, options, salt)
     wanted = prep.cluster.versions(compress=False)
     with pytest.raises(ValueError, match="does not see the output folder: put --out on a file system that all share"):
-        prep.cluster.run_elsewhere(tasks[0], wanted, raw)
+        prep.cluster.run_elsewhere(tasks[0], wanted, raw_ddsm)
     (tmp_path / "elsewhere").mkdir()
     with pytest.raises(ValueError, match="does not see the raw folder"):
         prep.cluster.run_elsewhere(tasks[0], wanted, tmp_path / "none")
     assert not isinstance(open_place("memory://x"), Path)  # which needs no folder
-    assert prep.cluster.run_elsewhere(tasks[0], wanted, raw).info is not None
+    assert prep.cluster.run_elsewhere(tasks[0], wanted, raw_ddsm).info is not None

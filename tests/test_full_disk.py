@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_run import FAST, finish, losses, quiet_machine, start, train
+from trainings import FAST, finish, losses, start, train
 
 from train import checkpoints
 from train.run import main
 
-__all__ = ["quiet_machine"]
+pytestmark = pytest.mark.usefixtures("one_rank")
 
 
 @contextmanager

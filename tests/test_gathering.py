@@ -12,7 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from test_convert import digests
+from conversions import digests
 
 import prep.convert
 import prep.gathering

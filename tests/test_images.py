@@ -1,25 +1,15 @@
 """Pixels: every special case of a raw image has one defined result, or one clear reason."""
 
 import io
-import struct
-import subprocess
-import sys
-import zlib
 from pathlib import Path
-from typing import Literal
 
 import cv2
 import numpy as np
 import pytest
-from PIL import Image, JpegImagePlugin
+from pictures import photograph, saved
+from PIL import Image
 
 from prep.images import PixelOptions, UndecodableImage, decode, encode, prepare, read_file, reduce
-
-
-def saved(image: Image.Image, kind: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 @pytest.fixture
@@ -125,13 +115,6 @@ def test_no_image_at_all(data: bytes, reason: str, tmp_path: Path) -> None:
         read_file(tmp_path / "Jane Doe.png")
 
 
-def test_too_many_pixels_are_refused_before_decoding() -> None:
-    data = bytearray(saved(Image.new("1", (64, 64)), "BMP"))
-    data[18:26] = (40_000).to_bytes(4, "little") + (40_000).to_bytes(4, "little")
-    with pytest.raises(UndecodableImage, match="more than 268435456 pixels"):
-        decode(bytes(data), 1)
-
-
 def test_reduction_averages_areas_and_never_enlarges(colours: np.ndarray) -> None:
     big = np.kron(colours[:10, :10, 0], np.ones((4, 4), np.uint8))
     np.testing.assert_array_equal(reduce(big, 10), colours[:10, :10, 0])
@@ -181,72 +164,6 @@ def test_wrong_options(options: dict[str, object], message: str) -> None:
         PixelOptions(**options)  # type: ignore[arg-type]
 
 
-def photograph(height: int, width: int) -> np.ndarray:
-    """Structures of many sizes, edges and sensor noise, uint8[h, w, 3]."""
-    rng = np.random.default_rng(0)
-    image = np.zeros((height, width, 3))
-    for cell in (8, 40, 200):
-        coarse = rng.integers(0, 256, (-(-height // cell), -(-width // cell), 3), dtype=np.uint8)
-        image += cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC) / 3.0
-    cv2.circle(image, (width // 2, height // 2), height // 3, (250, 120, 20), 5)
-    return np.clip(image + rng.normal(0, 4, image.shape), 0, 255).astype(np.uint8)
-
-
-def prepared_whole(data: bytes, options: PixelOptions) -> np.ndarray:
-    return reduce(decode(data, options.channels), options.short_side)
-
-
-def close(found: np.ndarray, wanted: np.ndarray) -> None:
-    """The stated tolerance."""
-    assert found.shape == wanted.shape
-    difference = np.abs(found.astype(int) - wanted)
-    assert difference.mean() <= 1 and np.percentile(difference, 99) <= 4
-
-
-@pytest.mark.parametrize(("height", "width"), [(1025, 771), (513, 1999)])
-@pytest.mark.parametrize("more", [{}, {"progressive": True}, {"subsampling": 0}, {"mode": "L"}, {"mode": "CMYK"}])
-def test_a_jpeg_decoded_at_a_part_is_the_whole_one_within_the_tolerance(
-    height: int, width: int, more: dict[str, object], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    mode = str(more.get("mode", "RGB"))
-    options = {name: value for name, value in more.items() if name != "mode"}
-    data = saved(Image.fromarray(photograph(height, width)).convert(mode), "JPEG", quality=90, **options)
-    asked: list[object] = []
-    real = JpegImagePlugin.JpegImageFile.draft
-    monkeypatch.setattr(
-        JpegImagePlugin.JpegImageFile, "draft", lambda self, *given: (asked.append(given), real(self, *given))[1]
-    )
-    for channels, short_side, scale in ((3, 32, 4), (1, 64, 2), (3, 16, 8)):
-        asked.clear()
-        wanted = PixelOptions(channels, short_side)  # type: ignore[arg-type]
-        close(prepare(data, wanted).pixels, prepared_whole(data, wanted))
-        assert asked == [(None, (width // scale, height // scale))]
-
-
-def test_only_a_jpeg_that_is_reduced_much_and_not_cropped_is_decoded_at_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    picture = Image.fromarray(photograph(400, 500))
-    data = saved(picture, "JPEG")
-    monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "draft", lambda *_: pytest.fail("not wanted"))
-    for options in (PixelOptions(3, 51), PixelOptions(3, None), PixelOptions(3, 50, crop="disc")):
-        prepare(data, options)
-    np.testing.assert_array_equal(
-        prepare(saved(picture, "PNG"), PixelOptions(3, 50)).pixels, reduce(np.asarray(picture), 50)
-    )
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_orientation_and_spacing_are_those_of_the_whole_picture(orientation: int) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    for sides in ((333, 643), (336, 648)):
-        data = saved(Image.fromarray(photograph(*sides)), "JPEG", quality=90, exif=exif)
-        options = PixelOptions(3, 40)
-        found = prepare(data, options, {"pixel_spacing_mm": 0.1})
-        close(found.pixels, prepared_whole(data, options))
-        height = sides[0] if orientation < 5 else sides[1]
-        assert found.metadata["pixel_spacing_mm"] == pytest.approx(0.1 * height / found.pixels.shape[0])
-
-
 def test_images_grow_only_where_they_are_told_to() -> None:
     data = saved(Image.fromarray(photograph(40, 60)), "PNG")
     assert prepare(data, PixelOptions(3, 80, "png")).pixels.shape == (40, 60, 3)
@@ -261,119 +178,6 @@ def test_images_grow_only_where_they_are_told_to() -> None:
     narrow = saved(Image.fromarray(photograph(1, 60)), "PNG")
     with pytest.raises(UndecodableImage, match="more than 268435456 pixels once it is enlarged"):
         prepare(narrow, PixelOptions(3, 4000, enlarge=True))
-
-
-def test_a_truncated_jpeg_is_refused_at_a_part_too() -> None:
-    data = saved(Image.fromarray(photograph(400, 500)), "JPEG")
-    with pytest.raises(UndecodableImage, match="the file is truncated"):
-        prepare(data[: len(data) // 2], PixelOptions(3, 50))
-
-
-@pytest.mark.parametrize("short_side", [128, 256])
-def test_real_photographs_at_a_part(short_side: int, real_data: Path) -> None:
-    for path in sorted((real_data / "idrid-full").rglob("*.jpg"))[:2]:
-        data, options = path.read_bytes(), PixelOptions(3, short_side)
-        close(prepare(data, options).pixels, prepared_whole(data, options))
-
-
-def test_smaller_decodes_of_every_size_end_with_the_size_of_the_whole_picture() -> None:
-    rng = np.random.default_rng(0)
-    for _ in range(100):
-        part, short_side = int(rng.choice([2, 4, 8])), int(rng.integers(8, 60))
-        size = rng.integers(4 * part * short_side, 7 * part * short_side, 2)
-        small = np.zeros(-(-size // part), np.uint8)
-        wanted = reduce(np.zeros(size, np.uint8), short_side).shape
-        assert reduce(small, short_side, tuple(size)).shape == wanted
-
-
-def test_real_histology_at_a_part(real_data: Path) -> None:
-    """The finest structures of all: at twice the short side they would be 11 levels off (99th percentile)."""
-    import openslide
-
-    slide = openslide.OpenSlide(str(real_data / "wsi" / "CMU-1-Small-Region.svs"))
-    pixels = np.asarray(slide.read_region((0, 0), 0, slide.dimensions).convert("RGB"))
-    data, options = saved(Image.fromarray(pixels), "JPEG", quality=92), PixelOptions(3, 256)
-    close(prepare(data, options).pixels, prepared_whole(data, options))
-
-
-MEASURED = """
-import sys, cv2
-from pathlib import Path
-from prep.images import PixelOptions, prepare
-def status(name):
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(name)).split()[1]) * 1024
-cv2.setNumThreads(1)
-small, large, options = Path(sys.argv[1]).read_bytes(), Path(sys.argv[2]).read_bytes(), PixelOptions(3, 64)
-prepare(small, options)  # the decoders are loaded
-before = status("VmRSS")
-Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-prepare(large, options)
-print(status("VmHWM") - before)
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measured by Linux")
-@pytest.mark.parametrize(
-    "kind", ["RGBA", "DICOM", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("P", "I;16"))]
-)
-def test_memory_is_eight_bytes_a_pixel_and_the_file(kind: str, tmp_path: Path) -> None:
-    from test_dicom import written
-
-    for name, side in (("small", 64), ("large", 4000)):
-        values = np.zeros((side, side), np.uint16)
-        values[::7] = 900
-        if kind == "DICOM":
-            data = written(values, WindowCenter=500, WindowWidth=800)
-        else:
-            mode = Image.fromarray(values) if kind == "I;16" else Image.new(kind, (side, side), 3)
-            data = saved(mode, "PNG")
-        (tmp_path / name).write_bytes(data)
-    command = [sys.executable, "-c", MEASURED, str(tmp_path / "small"), str(tmp_path / "large")]
-    grown = int(subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, check=True).stdout)
-    file_bytes = (tmp_path / "large").stat().st_size
-    assert grown < 8 * 4000**2 + 2 * file_bytes + (16 << 20)
-
-
-@pytest.mark.parametrize("kind", ["PNG", "TIFF", "GIF", "JPEG2000", "DICOM"])
-def test_an_image_that_says_it_is_enormous_is_refused_by_its_header(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """30,000 x 30,000 pixels, of which the file holds hardly any."""
-    from test_dicom import written
-
-    side = 30_000
-    if kind == "DICOM":
-        data = written(np.zeros((8, 8), np.uint8), Rows=side, Columns=side)
-    else:
-        data = saved(Image.new("L", (4, 4)), kind)
-        old = {"PNG": (16, (4).to_bytes(4, "big")), "GIF": (6, (4).to_bytes(2, "little"))}
-        if kind in old:
-            place, number = old[kind]
-            assert data[place : place + 2 * len(number)] == 2 * number
-            order: Literal["big", "little"] = "big" if kind == "PNG" else "little"
-            data = data[:place] + 2 * side.to_bytes(len(number), order) + data[place + 2 * len(number) :]
-            if kind == "PNG":
-                data = data[:29] + zlib.crc32(data[12:29]).to_bytes(4, "big") + data[33:]
-        elif kind == "TIFF":
-            for tag in (256, 257):  # width and height: LONG, one, value
-                entry = struct.pack("<HHII", tag, 4, 1, 4)
-                assert data.count(entry) == 1
-                data = data.replace(entry, struct.pack("<HHII", tag, 4, 1, side))
-        else:
-            ihdr, siz = b"ihdr" + struct.pack(">II", 4, 4), struct.pack(">II", 4, 4)
-            assert ihdr in data
-            data = data.replace(ihdr, b"ihdr" + struct.pack(">II", side, side)).replace(
-                siz, struct.pack(">II", side, side)
-            )
-    monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("it began to decode"))
-    with pytest.raises(UndecodableImage, match="more than 268435456 pixels"):
-        prepare(data, PixelOptions(3, 256))
-
-
-def test_a_file_that_is_enormous_is_not_read(tmp_path: Path) -> None:
-    with (tmp_path / "a.dcm").open("wb") as file:
-        file.truncate((1 << 31) + 1)
-    with pytest.raises(UndecodableImage, match="the file has more than 2147483648 bytes"):
-        read_file(tmp_path / "a.dcm")
 
 
 def test_every_hard_file_has_one_outcome(real_data: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_run import FAST, losses, quiet_machine, ranks  # noqa: F401 - the fixture is used by name
+from trainings import FAST, losses, ranks
 
 from train import lr_finder
 from train.config import Config, Finder, Training
@@ -18,6 +18,8 @@ from train.lr_finder import Search, best_of, rates_of, suggestions
 from train.lr_trial import Ramp
 from train.reporting import read_metrics
 from train.run import main
+
+pytestmark = pytest.mark.usefixtures("one_rank")
 
 
 def find(shards: Path, name: str, *more: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from test_run import FAST, losses
+from trainings import FAST, losses
 
 from train.engine import interface_to
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_run import FAST, quiet_machine, ranks, train  # noqa: F401 - the fixture is used by name
+from trainings import FAST, ranks, train
 
 from analysis.flags import parser
 from analysis.session import Session
@@ -21,6 +21,8 @@ from shards.shardset import ShardSet
 from train.metrics import evaluate
 from train.pictures import batch_grid, confusion_picture, embedding_map
 from train.reporting import duration, read_metrics
+
+pytestmark = pytest.mark.usefixtures("one_rank")
 
 
 def events(run: Path) -> EventAccumulator:

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conversions import DDSM, OPTIONS, digests, make
 from faulty_server import serve
-from test_convert import DDSM, OPTIONS, digests, make, raw
 
 from prep.convert import convert
 from prep.phantoms import SALT_NAME
@@ -18,7 +18,6 @@ from shards.reshard import reshard
 from shards.shardset import ShardSet
 from shards.sheet import main as draw_sheet
 
-__all__ = ["raw"]
 PACKED = replace(OPTIONS, compress="zstd", workers=2)
 CASES: list[tuple[Callable[[bytes], bytes], str]] = [
     (lambda data: data[:-20], "altered: sha256"),
@@ -32,8 +31,8 @@ def split_bytes(shards: ShardSet, name: str) -> list[bytes]:
     return [bytes(split.read(position)) for position in range(split.num_samples)]
 
 
-def test_a_packed_set_is_the_plain_set(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    plain, packed = make(raw, tmp_path / "plain"), make(raw, tmp_path / "packed", PACKED)
+def test_a_packed_set_is_the_plain_set(raw_ddsm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain, packed = make(raw_ddsm, tmp_path / "plain"), make(raw_ddsm, tmp_path / "packed", PACKED)
     assert packed.digest == plain.digest and packed != plain
     names = sorted(path.name for path in (tmp_path / "packed").iterdir())
     assert not any(name.endswith((".tar", ".partial")) for name in names) and "train-000000.tar.zst" in names
@@ -52,18 +51,18 @@ def test_a_packed_set_is_the_plain_set(raw: Path, tmp_path: Path, capsys: pytest
         reshard(tmp_path / "packed", tmp_path / "again", 10**6)
 
 
-def test_it_is_known_again_and_made_again_the_same(raw: Path, tmp_path: Path) -> None:
-    make(raw, tmp_path / "set", PACKED)
-    assert convert(DDSM, raw, tmp_path / "set", PACKED, raw / SALT_NAME)[1] is False
+def test_it_is_known_again_and_made_again_the_same(raw_ddsm: Path, tmp_path: Path) -> None:
+    make(raw_ddsm, tmp_path / "set", PACKED)
+    assert convert(DDSM, raw_ddsm, tmp_path / "set", PACKED, raw_ddsm / SALT_NAME)[1] is False
     with pytest.raises(ValueError, match="already holds this set with other --compress"):
-        make(raw, tmp_path / "set")
-    make(raw, tmp_path / "again", replace(PACKED, workers=1))
+        make(raw_ddsm, tmp_path / "set")
+    make(raw_ddsm, tmp_path / "again", replace(PACKED, workers=1))
     assert digests(tmp_path / "set") == digests(tmp_path / "again")
 
 
-def test_the_tool_of_everybody_unpacks_it(raw: Path, tmp_path: Path) -> None:
-    make(raw, tmp_path / "plain")
-    make(raw, tmp_path / "packed", PACKED)
+def test_the_tool_of_everybody_unpacks_it(raw_ddsm: Path, tmp_path: Path) -> None:
+    make(raw_ddsm, tmp_path / "plain")
+    make(raw_ddsm, tmp_path / "packed", PACKED)
     import zstandard
 
     for path in sorted((tmp_path / "packed").glob("*.zst")):
@@ -80,8 +79,10 @@ def test_the_tool_of_everybody_unpacks_it(raw: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("harm", "words"), CASES)
-def test_harm_to_a_packed_shard_is_named(raw: Path, tmp_path: Path, harm: Callable[[bytes], bytes], words: str) -> None:
-    make(raw, tmp_path / "set", PACKED)
+def test_harm_to_a_packed_shard_is_named(
+    raw_ddsm: Path, tmp_path: Path, harm: Callable[[bytes], bytes], words: str
+) -> None:
+    make(raw_ddsm, tmp_path / "set", PACKED)
     path = tmp_path / "set" / "train-000001.tar.zst"
     path.write_bytes(harm(path.read_bytes()))
     assert words in str(check_set(tmp_path / "set")[0]) and "train-000001.tar.zst" in str(
@@ -93,12 +94,12 @@ def test_harm_to_a_packed_shard_is_named(raw: Path, tmp_path: Path, harm: Callab
     assert "is missing" in str(check_set(tmp_path / "set")[0])
 
 
-def test_a_bomb_is_cut_off(raw: Path, tmp_path: Path) -> None:
+def test_a_bomb_is_cut_off(raw_ddsm: Path, tmp_path: Path) -> None:
     import hashlib
 
     import zstandard
 
-    manifest = make(raw, tmp_path / "set", PACKED)
+    manifest = make(raw_ddsm, tmp_path / "set", PACKED)
     path = tmp_path / "set" / "val-000000.tar.zst"
     path.write_bytes(zstandard.ZstdCompressor().compress(bytes(1 << 26)))
     document = manifest.model_dump()
@@ -110,8 +111,8 @@ def test_a_bomb_is_cut_off(raw: Path, tmp_path: Path) -> None:
         split_bytes(ShardSet(tmp_path / "set", cache=tmp_path / "cache"), "val")
 
 
-def test_a_packed_set_is_drawn_as_the_plain_one(raw: Path, tmp_path: Path) -> None:
-    make(raw, tmp_path / "plain"), make(raw, tmp_path / "packed", PACKED)
+def test_a_packed_set_is_drawn_as_the_plain_one(raw_ddsm: Path, tmp_path: Path) -> None:
+    make(raw_ddsm, tmp_path / "plain"), make(raw_ddsm, tmp_path / "packed", PACKED)
     with pytest.raises(ValueError, match=r"packed for transport: give a folder .*--cache DIR"):
         draw_sheet([str(tmp_path / "packed"), "--out", str(tmp_path / "no.png")])
     assert not (tmp_path / "no.png").exists()

@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_run import FAST, PLAIN, losses, quiet_machine, ranks, train
+from trainings import FAST, PLAIN, losses, ranks, train
 
 from train import checkpoints
 from train.resharding import Whole, _cut_equal_parts, _joined_equal_parts, read_whole
 from train.run import main
 
-__all__ = ["quiet_machine"]
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.torch.distributed.*is deprecated:FutureWarning"
-)  # of DeepSpeed's stage 3
+pytestmark = [
+    pytest.mark.usefixtures("one_rank"),
+    pytest.mark.filterwarnings("ignore:.torch.distributed.*is deprecated:FutureWarning"),  # of DeepSpeed's stage 3
+]
 
 
 @pytest.mark.parametrize("stage", [2, 3])

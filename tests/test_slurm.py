@@ -15,13 +15,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from test_run import FAST, losses, quiet_machine
+from trainings import FAST, losses
 
 from shards.errors import run_cli
 from train import study
 from train.sbatch import main, parse_args, script_of
 
-__all__ = ["quiet_machine"]
+pytestmark = pytest.mark.usefixtures("one_rank")
+
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCH = str(ROOT / "launch.sh")
 DEADLINE_SECONDS = 400

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from test_many_machines import LAUNCH, output_of, started, wait_for_step
-from test_run import FAST, losses
+from trainings import FAST, losses
 
 NODES = ("node-a", "node-b")
 SSHD = """

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_run import PLAIN, losses, quiet_machine, train  # noqa: F401 - the fixture is used by name
 from torch.nn import functional as F
+from trainings import PLAIN, losses, train
 
 from shards.loader import Batch, Loader
 from shards.shardset import ShardSet
@@ -19,6 +19,8 @@ from train.job import Job
 from train.models import create
 from train.objective import views_loss
 from train.run import main
+
+pytestmark = pytest.mark.usefixtures("one_rank")
 
 
 def first_batch(shards: ShardSet, size: int) -> Batch:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conversions import DDSM, OPTIONS, digests, make
 from faulty_server import Fault, serve
-from test_convert import DDSM, OPTIONS, digests, make, raw
 
 import prep.convert
 import prep.places
@@ -26,8 +26,6 @@ from prep.places import StoreFailed, open_place, patiently
 from prep.sources import DATASETS
 from shards.manifest import Manifest
 from shards.shardset import ShardSet
-
-__all__ = ["raw"]
 
 
 def forget_stores() -> None:
@@ -85,12 +83,14 @@ def upload(client: Any, folder: Path, prefix: str) -> None:
             client.upload_file(str(path), "raw", f"{prefix}/{path.relative_to(folder)}")
 
 
-def test_from_a_bucket_into_a_bucket(s3: Any, raw: Path, in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_a_bucket_into_a_bucket(
+    s3: Any, raw_ddsm: Path, in_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The command line, raw folder and set in S3, two worker processes: a local run's bytes; folds come along."""
-    make(raw, in_folder / "local")
-    upload(s3, raw, "DDSM")
+    make(raw_ddsm, in_folder / "local")
+    upload(s3, raw_ddsm, "DDSM")
     command = ["--dataset", "DDSM", "--raw", "s3://raw/DDSM", "--out", "s3://sets/deep/DDSM", "--short-side", "48"]
-    command += ["--shard-samples", "8", "--workers", "2", "--salt", str(raw / SALT_NAME)]
+    command += ["--shard-samples", "8", "--workers", "2", "--salt", str(raw_ddsm / SALT_NAME)]
     main(parse_args([*command, "--dry-run"]))
     assert "s3://raw/DDSM -> s3://sets/deep/DDSM" in capsys.readouterr().out and objects(s3, "deep/DDSM") == {}
     main(parse_args([*command, "--folds", "3"]))
@@ -109,8 +109,10 @@ def test_from_a_bucket_into_a_bucket(s3: Any, raw: Path, in_folder: Path, capsys
     assert fold.shared_groups() == {"train-val": 0, "train-test": 0, "val-test": 0}
 
 
-def test_an_interrupted_delivery_goes_on(s3: Any, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make(raw, tmp_path / "local")
+def test_an_interrupted_delivery_goes_on(
+    s3: Any, raw_ddsm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(raw_ddsm, tmp_path / "local")
     options, calls = replace(OPTIONS, url="s3://sets/cut"), []
     real = prep.tasks.deliver
 
@@ -122,25 +124,25 @@ def test_an_interrupted_delivery_goes_on(s3: Any, raw: Path, tmp_path: Path, mon
 
     monkeypatch.setattr(prep.tasks, "deliver", failing)
     with pytest.raises(KeyboardInterrupt):
-        make(raw, tmp_path / "cut", options)
+        make(raw_ddsm, tmp_path / "cut", options)
     assert len(objects(s3, "cut")) == 6 and "manifest.json" not in objects(s3, "cut")
     s3.put_object(Bucket="sets", Key="cut/train-000777.tar", Body=b"of other options")
     made = len(calls)
-    make(raw, tmp_path / "cut", options)
+    make(raw_ddsm, tmp_path / "cut", options)
     assert len(calls) - made == len(list((tmp_path / "local").glob("*.tar"))) - 2  # the two there are kept
     assert objects(s3, "cut") == contents(tmp_path / "local")
 
 
-def test_what_is_not_ours_and_another_set_are_refused(s3: Any, raw: Path, tmp_path: Path) -> None:
+def test_what_is_not_ours_and_another_set_are_refused(s3: Any, raw_ddsm: Path, tmp_path: Path) -> None:
     s3.put_object(Bucket="sets", Key="theirs/report.pdf", Body=b"of somebody")
     with pytest.raises(ValueError, match=r"s3://sets/theirs holds files that are not a shard set's \(1 of them"):
-        make(raw, tmp_path / "a", replace(OPTIONS, url="s3://sets/theirs"))
-    make(raw, tmp_path / "b", replace(OPTIONS, url="s3://sets/b"))
+        make(raw_ddsm, tmp_path / "a", replace(OPTIONS, url="s3://sets/theirs"))
+    make(raw_ddsm, tmp_path / "b", replace(OPTIONS, url="s3://sets/b"))
     with pytest.raises(ValueError, match=r"s3://sets/b already holds another finished set"):
-        make(raw, tmp_path / "c", replace(OPTIONS, url="s3://sets/b", seed=3))
+        make(raw_ddsm, tmp_path / "c", replace(OPTIONS, url="s3://sets/b", seed=3))
     s3.delete_object(Bucket="sets", Key="b/train-000000.tar")
     with pytest.raises(ValueError, match=r"train-000000\.tar in s3://sets/b is not what the manifest says"):
-        make(raw, tmp_path / "b", replace(OPTIONS, url="s3://sets/b"))
+        make(raw_ddsm, tmp_path / "b", replace(OPTIONS, url="s3://sets/b"))
 
 
 def test_hdf5_from_a_bucket(s3: Any, tmp_path: Path) -> None:
@@ -176,14 +178,14 @@ def web_server(folder: Path) -> Iterator[str]:
         server.server_close()
 
 
-def test_raw_images_from_a_web_server_without_listings(raw: Path, tmp_path: Path) -> None:
-    shutil.copytree(raw, tmp_path / "raw")
+def test_raw_images_from_a_web_server_without_listings(raw_ddsm: Path, tmp_path: Path) -> None:
+    shutil.copytree(raw_ddsm, tmp_path / "raw")
     (victim,) = list((tmp_path / "raw" / "ddsm_raw").iterdir())[:1]
     victim.unlink()
     options = replace(OPTIONS, max_bad=0.1)
-    local = convert(DDSM, tmp_path / "raw", tmp_path / "local", options, raw / SALT_NAME)[0]
+    local = convert(DDSM, tmp_path / "raw", tmp_path / "local", options, raw_ddsm / SALT_NAME)[0]
     with web_server(tmp_path / "raw") as url:
-        far = convert(DDSM, open_place(url), tmp_path / "far", options, raw / SALT_NAME)[0]
+        far = convert(DDSM, open_place(url), tmp_path / "far", options, raw_ddsm / SALT_NAME)[0]
         with pytest.raises(ValueError, match=rf"APTOS2019: {url} lacks train\.csv\. Get the dataset from"):
             convert(DATASETS["APTOS2019"], open_place(url), tmp_path / "none", options)
     assert [left.reason for left in far.left_out] == ["the file is missing"]
@@ -191,15 +193,15 @@ def test_raw_images_from_a_web_server_without_listings(raw: Path, tmp_path: Path
 
 
 def test_a_store_that_fails_ends_the_run_and_no_image_is_left_out(
-    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    raw_ddsm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prep.places, "FIRST_WAIT_SECONDS", 0.001)
-    with web_server(raw) as url:
-        plan = make_plan_of(raw, open_place(url))
+    with web_server(raw_ddsm) as url:
+        plan = make_plan_of(raw_ddsm, open_place(url))
         monkeypatch.setattr(prep.convert, "make_plan", lambda *_: plan)
         monkeypatch.setattr(Quiet, "do_GET", lambda self: self.send_error(503))
         with pytest.raises(ValueError, match=r"a raw file: .*503.*gave up after 5 tries.*finished shards are kept"):
-            convert(DDSM, open_place(url), tmp_path / "set", replace(OPTIONS, max_bad=1.0), raw / SALT_NAME)
+            convert(DDSM, open_place(url), tmp_path / "set", replace(OPTIONS, max_bad=1.0), raw_ddsm / SALT_NAME)
     assert not (tmp_path / "set" / "manifest.json").exists()
 
 
@@ -277,8 +279,8 @@ def test_tries_again_and_tells_no_secret(monkeypatch: pytest.MonkeyPatch) -> Non
         (["--compress", "gzip"], "--compress 'gzip' is unknown; known: none, zstd"),
     ],
 )
-def test_places_that_cannot_be_are_refused(arguments: list[str], message: str, raw: Path, in_folder: Path) -> None:
-    given = ["--dataset", "DDSM", *(["--raw", str(raw)] if "--raw" not in arguments else []), *arguments]
+def test_places_that_cannot_be_are_refused(arguments: list[str], message: str, raw_ddsm: Path, in_folder: Path) -> None:
+    given = ["--dataset", "DDSM", *(["--raw", str(raw_ddsm)] if "--raw" not in arguments else []), *arguments]
     with pytest.raises(ValueError) as caught:
         main(parse_args(given))
     assert message in str(caught.value)
@@ -288,7 +290,7 @@ def test_places_that_cannot_be_are_refused(arguments: list[str], message: str, r
 @pytest.mark.parametrize(("url", "package"), [("gs://bucket/raw", "gcsfs"), ("abfs://box/raw", "adlfs")])
 @pytest.mark.parametrize("flag", ["--raw", "--out"])
 def test_a_store_without_its_package_says_what_to_install(
-    url: str, package: str, flag: str, raw: Path, in_folder: Path, monkeypatch: pytest.MonkeyPatch
+    url: str, package: str, flag: str, raw_ddsm: Path, in_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from fsspec.registry import _registry
 
@@ -296,7 +298,7 @@ def test_a_store_without_its_package_says_what_to_install(
         monkeypatch.setitem(sys.modules, module, None)  # as where it is not installed
     for known in ("gs", "abfs"):
         monkeypatch.delitem(_registry, known, raising=False)
-    given = ["--dataset", "DDSM", *([flag, url] if flag == "--raw" else ["--raw", str(raw), flag, url])]
+    given = ["--dataset", "DDSM", *([flag, url] if flag == "--raw" else ["--raw", str(raw_ddsm), flag, url])]
     with pytest.raises(ValueError, match=rf"{url}: fsspec cannot open it \([^)]*nstall {package} "):
         main(parse_args(given))
     assert not any(in_folder.iterdir())
@@ -307,9 +309,9 @@ def test_slides_are_not_read_from_a_url(in_folder: Path) -> None:
         main(parse_args(["--dataset", "slides", "--raw", "s3://raw/slides", "--out", str(in_folder / "set")]))
 
 
-def test_manifests_of_local_and_far_sets_are_one(s3: Any, raw: Path, tmp_path: Path) -> None:
+def test_manifests_of_local_and_far_sets_are_one(s3: Any, raw_ddsm: Path, tmp_path: Path) -> None:
     packed = replace(OPTIONS, url="s3://sets/packed", compress="zstd")
-    far, local = make(raw, tmp_path / "far", packed), make(raw, tmp_path / "local")
+    far, local = make(raw_ddsm, tmp_path / "far", packed), make(raw_ddsm, tmp_path / "local")
     assert isinstance(far, Manifest) and far.digest == local.digest
     there = ShardSet("s3://sets/packed", cache=tmp_path / "cache").split("val")
     here = ShardSet(tmp_path / "local").split("val")
