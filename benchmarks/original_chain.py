@@ -4,7 +4,7 @@
 
 The study: Pillow opens the original, torchvision squashes to 256 x 256 and crops, on Pillow images. Ours: the image as
 `prep` stores it (area-averaged to a short side, JPEG), then preset `study`'s resize and crop by the host executor, with
-the same windows. Evaluation is the squash and the central 224; training the window and its resize.
+the same windows. Evaluation is the squash, in floats, and the central 224; training the window and its resize.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from shards.operators import CenterCrop, Normalize, RandomResizedCrop, Resize
 
 END = Normalize((0.0,) * 3, (1.0,) * 3)
 CHAINS = {
-    "evaluation": Transform((Resize((256, 256)), CenterCrop(224), END)),
+    "evaluation": Transform((Resize((256, 256), rounded=False), CenterCrop(224), END)),
     "training": Transform((Resize((256, 256)), RandomResizedCrop(224, (0.8, 1.2)), END)),
 }
 
@@ -43,12 +43,12 @@ def main() -> int:
         data = path.read_bytes()
         squashed = functional.resize(Image.open(io.BytesIO(data)).convert("RGB"), [256, 256])
         for short_side in o.short_sides:
-            pixels, encoded, _ = prepare(data, PixelOptions(short_side=short_side))
+            stored = prepare(data, PixelOptions(short_side=short_side))
             for name, chain in CHAINS.items():
-                sizes, zeros = np.array([pixels.shape[:2]]), np.zeros(1, np.int64)
+                sizes, zeros = np.array([stored.pixels.shape[:2]]), np.zeros(1, np.int64)
                 drawn = chain.draw(DrawKeys(0, zeros, np.array([i], np.uint64), zeros), *sizes.T)
                 executor = HostExecutor(chain, threads=1)
-                ours, failures = executor.run([encoded], ["jpeg"], sizes, drawn)
+                ours, failures = executor.run([stored.encoded], ["jpeg"], sizes, drawn)
                 executor.close()
                 assert not failures, failures
                 if name == "evaluation":
