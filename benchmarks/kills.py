@@ -10,7 +10,6 @@ to the last digit. Prints what was killed when; exit code 1 with any difference.
 """
 
 import argparse
-import json
 import random
 import shutil
 import subprocess
@@ -21,7 +20,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from soak import conversion, kill, launch, shell, started, weights_of
+from soak import conversion, kill, last_step, launch, record_of, records, shell, started
 
 TRAIN = ["--model", "test_vit", "--start", "ri", "--image-size", 32, "--global-batch", 8, "--val-every", 0.25]
 TRAIN += ["--checkpoint-every", 5, "--log-every", 1, "--no-tensorboard"]
@@ -94,20 +93,6 @@ def wait_for(run: Path, moment: str, process: "subprocess.Popen[bytes]", chance:
     return False
 
 
-def records(run: Path) -> list[dict[str, Any]]:
-    """Whole lines of metrics.jsonl."""
-    try:
-        lines = (run / "metrics.jsonl").read_text().split("\n")[:-1]
-    except FileNotFoundError:
-        return []
-    return [json.loads(line) for line in lines]
-
-
-def last_step(run: Path) -> int:
-    """The newest recorded step of the training."""
-    return max((each["step"] for each in records(run) if each["kind"] == "train"), default=0)
-
-
 def validation_due(run: Path) -> bool:
     """Whether the newest step ends a part of an epoch after which the run validates, and has not yet."""
     found = [each for each in records(run) if each["kind"] in ("train", "val")]
@@ -115,14 +100,6 @@ def validation_due(run: Path) -> bool:
         return False
     now, earlier = found[-1]["epoch"], next((e["epoch"] for e in found[-2::-1] if e["step"] < found[-1]["step"]), 0.0)
     return int(now * 4 + 1e-9) > int(earlier * 4 + 1e-9)
-
-
-def record_of(run: Path) -> dict[str, Any]:
-    """What must be equal: weights, losses, validations."""
-    kept: dict[str, Any] = {"weights": weights_of(run)}
-    for kind, names in (("train", ("step", "loss", "lr")), ("val", ("step", "loss", "roc_auc"))):
-        kept[kind] = [[each.get(name) for name in names] for each in records(run) if each["kind"] == kind]
-    return kept
 
 
 if __name__ == "__main__":
