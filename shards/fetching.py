@@ -13,12 +13,14 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit, urlunsplit
 
 import zstandard
 
 from shards.manifest import ShardInfo
+from shards.storage import is_url
 
 FIRST_REQUEST, LARGEST_REQUEST, SMALLEST_REQUEST = 4 << 20, 16 << 20, 64 << 10  # bytes
 UNPACK_BYTES = 1 << 20  # unpacked at a time, so that a packed bomb costs no memory
@@ -73,6 +75,11 @@ def shown(url: str) -> str:
     if port and not port.isdigit() and not place.startswith("["):
         return f"{parts.scheme}://…/"  # a password with a question mark: where it ends, nobody can say
     return urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/"), "", ""))
+
+
+def shown_place(place: str | Path) -> str:
+    """A place as it may be written down: a URL as in messages, a path as it is."""
+    return shown(str(place)) if is_url(place) else str(place)
 
 
 def scrub(text: str) -> str:

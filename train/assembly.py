@@ -135,7 +135,7 @@ def weights_info(config: Config, shards: ShardSet) -> WeightsInfo:
     channels = net_channels(config, config.data.image_channels(manifest))
     return WeightsInfo(
         config.model.model, shards.num_classes, channels, config.data.image_size, tuple(shards.classes),
-        tuple(mean), tuple(std), manifest.digest, config.model_dump(mode="json"),
+        tuple(mean), tuple(std), manifest.digest, config.public().model_dump(mode="json"),
     )  # fmt: skip
 
 
@@ -279,7 +279,7 @@ def _stored(job: Job) -> tuple[nn.Module, list[str]]:
 def _record(job: Job, groups: list[str], story: list[str]) -> dict[str, object]:
     return {
         "format": 1,
-        "config": job.config.model_dump(mode="json"),
+        "config": job.config.public().model_dump(mode="json"),
         "deepspeed": job.settings.portable(),
         "deepspeed_resolved": job.settings.resolved(job.ranks.world),
         "world": job.ranks.world,

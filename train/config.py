@@ -218,6 +218,10 @@ class Config(Section):
     evaluation: Evaluation = Evaluation()
     finder: Finder = Finder()
 
+    def public(self) -> Self:
+        """The same as it may be written down: URLs without user, password and query."""
+        return self.model_copy(update={"data": self.data.public()})
+
 
 # What may differ when a run goes on: none of it reaches a weight.
 RESUMABLE = {"shards", "cache", "cache_limit", "threads", "prefetch", "verify"} | {

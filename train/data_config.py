@@ -7,10 +7,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from shards.fetching import shown_place
 from shards.manifest import Manifest
 from shards.presets import preset_of
 from shards.reshard import parse_size
 from shards.shardset import ShardSet
+from shards.storage import is_url
 from shards.transforms import (
     AnyTransform,
     Transform,
@@ -140,6 +142,16 @@ class Data(Section):
             parse_size(self.cache_limit)
         return self
 
+    def public(self) -> Self:
+        """The same as it may be written down: URLs without user, password and query."""
+        shards, mix = self.shards, self.mix
+        return self.model_copy(
+            update={
+                "shards": shown_place(shards) if shards is not None else None,
+                "mix": ",".join(map(_shown_share, mix.split(","))) if mix is not None else None,
+            }
+        )
+
     def norm(self, manifest: Manifest) -> tuple[Sequence[float], Sequence[float]]:
         """Mean and standard deviation by channel, on the 0..1 scale.
 
@@ -205,6 +217,12 @@ class Data(Section):
         return train_transform(self.image_size, mean, std, scale=self.crop_scale, preset=self.preset, window=window)
 
 
+def _shown_share(part: str) -> str:
+    """A part of a mixture without the secrets of its URL."""
+    place, _, share = part.rpartition("=")
+    return f"{shown_place(place.strip())}={share}" if is_url(place.strip()) else part
+
+
 def shares(mix: str) -> dict[str, float]:
     """Place -> share of `PLACE=0.7,PLACE=0.3`. Raises ValueError for anything else."""
     found: dict[str, float] = {}
@@ -215,5 +233,5 @@ def shares(mix: str) -> dict[str, float]:
         except ValueError:
             place = ""
         if not place or not 0 < found[place.strip()] < math.inf:
-            raise ValueError(f"mix: got {part!r}; write places and positive shares, PLACE=0.7,PLACE=0.3")
+            raise ValueError(f"mix: got {_shown_share(part)!r}; write places and positive shares, PLACE=0.7,PLACE=0.3")
     return found

@@ -291,7 +291,7 @@ def _open(search: Search, ends: ExitStack) -> list[dict[str, Any]]:
 def _differs(search: Search, before: Mapping[str, Any]) -> str | None:
     """The first choice that reaches a weight and is not the one of a search that was begun; None: they agree."""
     job = search.job
-    fields = changed(Config.model_validate(before["config"]), job.config)
+    fields = changed(Config.model_validate(before["config"]), job.config.public())
     own = {
         "deepspeed": job.settings.portable(),
         "manifest_digest": job.shards.manifest.digest,
@@ -304,7 +304,7 @@ def _differs(search: Search, before: Mapping[str, Any]) -> str | None:
 def _write(search: Search, content: Mapping[str, Any], folder: Path | None = None) -> None:
     job = search.job
     record = {
-        **content, "config": job.config.model_dump(mode="json"), "deepspeed": job.settings.portable(),
+        **content, "config": job.config.public().model_dump(mode="json"), "deepspeed": job.settings.portable(),
         "set": job.shards.manifest.name, "manifest_digest": job.shards.manifest.digest, "world": job.ranks.world,
         "start": search.story, "versions": versions(),
     }  # fmt: skip

@@ -95,7 +95,8 @@ def _resumed(
     before = load(record["config"], where=str(folder / CONFIG_FILE))
     after = load(record["config"], flags, where=str(folder / CONFIG_FILE))
     settings = ds_settings.parse(record["deepspeed"], where=str(folder / CONFIG_FILE), **overrides)
-    fixed = {name: pair for name, pair in configs.changed(before, after).items() if name not in configs.RESUMABLE}
+    changed = configs.changed(before.public(), after.public())
+    fixed = {name: pair for name, pair in changed.items() if name not in configs.RESUMABLE}
     if settings.portable() != {**ds_settings.parse(record["deepspeed"]).portable(), **_micro(settings)}:
         raise ValueError("--resume keeps batch, precision, ZeRO stage and clipping: start a new run to change them")
     if fixed:
@@ -162,7 +163,7 @@ def main(argv: Sequence[str]) -> int:
     first = os.environ.get("RANK", "0") == "0"
     if args.print_config:
         if first:
-            print(json.dumps({"config": config.model_dump(), "deepspeed": settings.portable()}, indent=1))
+            print(json.dumps({"config": config.public().model_dump(), "deepspeed": settings.portable()}, indent=1))
         return 0
     if args.resume is not None and (Path(args.resume) / "results.json").is_file():
         if first:

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from shards.fetching import shown_place
 from shards.manifest import sync_folder
 from shards.shardset import ShardSet
 from train.config import Config
@@ -136,14 +137,15 @@ class Run:
             cache_limit=config.data.cache_bytes if config is not None else None,
         )
         if self.given_shards is None and self.info.manifest_digest not in ("", found.manifest.digest):
-            raise ValueError(f"{where} is not the set that {self.path} was trained on: give --shards DIR")
+            raise ValueError(f"{shown_place(where)} is not the set that {self.path} was trained on: give --shards DIR")
         channels = config.data.image_channels(found.manifest) if config is not None else found.manifest.channels
         if config is not None and config.model.first_conv == "repeat" and channels == 1:
             channels = 3
         if channels != self.info.in_chans or found.num_classes != self.info.num_classes:
             raise ValueError(
-                f"{where} has {found.manifest.channels} channels and {found.num_classes} classes, {self.path} takes "
-                f"{self.info.in_chans} and {self.info.num_classes}: give a set that fits with --shards DIR"
+                f"{shown_place(where)} has {found.manifest.channels} channels and {found.num_classes} classes, "
+                f"{self.path} takes {self.info.in_chans} and {self.info.num_classes}: give a set that fits with "
+                "--shards DIR"
             )
         return found
 

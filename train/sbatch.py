@@ -19,8 +19,10 @@ from pathlib import Path
 
 from shards.command_line import Parser
 from shards.errors import run_cli
+from shards.fetching import shown_place
 from shards.manifest import write_aside
 from shards.plan import check_world
+from train.data_config import shares
 from train.flags import parse_args as trainer_flags
 from train.flags import parser as trainer_parser
 from train.run import open_shards, resolve, run_name
@@ -110,6 +112,12 @@ def run_of(flags: Sequence[str], ranks: int) -> Path:
     if told.test is not None or told.print_config or told.lr_finder is not None:
         raise ValueError("sbatch is for trainings: run --test, --lr-finder and --print-config with ./launch.sh train")
     config, settings = resolve(told, given)
+    for place in (config.data.shards, *(shares(config.data.mix) if config.data.mix else ())):
+        if place is not None and shown_place(place).rstrip("/") != place.rstrip("/"):
+            raise ValueError(
+                f"{shown_place(place)}: the job's script would hold the URL's user, password or query, and a requeued "
+                "job goes on without; leave them out: the environment has a place for credentials"
+            )
     check_world(settings.train_batch_size, ranks)
     settings.micro_batch(ranks)
     if told.resume is not None:

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 from shards.command_line import Parser
 from shards.errors import run_cli
+from shards.fetching import shown_place
 from shards.manifest import write_aside
 from train import config as configs
 from train.config_file import nearest
@@ -198,7 +199,7 @@ def name_of(combination: Mapping[str, Any], grid: Mapping[str, list[Any]]) -> st
     for key, value in combination.items():
         if len(grid[key]) == 1 and len(grid) > 1:
             continue
-        text = Path(str(value)).name if key in ("shards", "weights") else str(value)
+        text = Path(shown_place(str(value))).name if key in ("shards", "weights") else str(value)
         parts.append(text if key in ("shards", "model", "start", "seed") else f"{key}{text}")
     joined = "-".join(parts or ["run"])
     return "".join(letter if letter.isalnum() or letter in "._+-" else "_" for letter in joined)[:120]

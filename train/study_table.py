@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from scipy import stats
 
+from shards.fetching import shown_place
+
 if TYPE_CHECKING:
     from train.study import Study
 
@@ -50,14 +52,15 @@ def table(found: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> str:
     for row in found:
         number = {key: f"{row[key]:.3f}" if key in row else "" for key in ("mean", "sd", "median", "low", "high")}
         interval = f"{number['low']} to {number['high']}" if "low" in row else ""
-        cells = [_cell(axis, row[axis]) for axis in shown]
+        cells = [cell(axis, row[axis]) for axis in shown]
         cells += [row["metric"], f"{row['done']}/{row['of']}", number["mean"], number["sd"], interval, number["median"]]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _cell(axis: str, value: Any) -> str:
-    return "" if value is None else Path(str(value)).name if axis == "shards" else str(value)
+def cell(axis: str, value: Any) -> str:
+    """A value of the grid as a table shows it: of a shard set its name."""
+    return "" if value is None else Path(shown_place(value)).name if axis == "shards" else str(value)
 
 
 def unfinished(study: "Study", failed: Mapping[str, str]) -> str:
