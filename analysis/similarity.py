@@ -24,6 +24,7 @@ Float64 = NDArray[np.float64]
 
 MIN_IMAGES = 4  # HSIC_1 divides by n (n - 3)
 TILE_BYTES = 256 << 20
+BLOCK_WIDTH = 4096  # features of a block of layers: 128 MB a product
 
 
 def u_centre(gram: Array) -> Float64:
@@ -91,30 +92,57 @@ def hsic_of_sums(trace: Float64, sums: Float64) -> Float64:
     return np.asarray(corrected / (n * (n - 3)))
 
 
-def hsic_in_features(layers: Sequence[Array], rows: int = 4096) -> Float64:
-    """Return HSIC_1 [L, L] of layers [n, d_i] without any n x n matrix: n d_i d_j work a pair, d_i d_j memory.
+def hsic_in_features(layers: Sequence[Array], rows: int = 2048, width: int = BLOCK_WIDTH) -> Float64:
+    """Return HSIC_1 [L, L] of layers [n, d_i] without any n x n matrix: n d_i d_j work a pair.
 
-    Arrays may be memory-mapped: `rows` images of two layers are in memory at a time.
+    Arrays may be memory-mapped. Layers are taken in blocks of at most `width` features together (one layer at least):
+    `rows` images of two blocks and two products [width, width] are in memory at a time, in float64.
     """
     n = _num_images(layers)
     means = [_column_mean(layer, rows) for layer in layers]
-    squares, sums = np.empty((len(layers), n)), np.empty((len(layers), n))
-    for i, layer in enumerate(layers):
-        for part in _parts(n, rows):
-            centred = layer[part].astype(np.float64) - means[i]
-            squares[i, part] = np.einsum("nd,nd->n", centred, centred)
-            # Centred columns sum to zero, so the row sums of K~ are what the zeroed diagonal took away.
-            sums[i, part] = -squares[i, part]
+    squares = np.stack([_squared_norms(layer, mean) for layer, mean in zip(layers, means, strict=True)])
     trace = -squares @ squares.T
-    for i, first in enumerate(layers):
-        for j in range(i, len(layers)):
-            cross = np.zeros((first.shape[1], layers[j].shape[1]))
-            for part in _parts(n, rows):
-                left = first[part].astype(np.float64) - means[i]
-                cross += left.T @ (left if i == j else layers[j][part].astype(np.float64) - means[j])
-            trace[i, j] += np.einsum("de,de->", cross, cross)
-            trace[j, i] = trace[i, j]
-    return hsic_of_sums(trace, sums)
+    blocks = _blocks([layer.shape[1] for layer in layers], width)
+    for i, first in enumerate(blocks):
+        for second in blocks[i:]:
+            trace[first, second] += _squared_products(layers, means, first, second, rows)
+    trace = np.triu(trace) + np.triu(trace, 1).T
+    # Centred columns sum to zero, so the row sums of K~ are what the zeroed diagonal took away.
+    return hsic_of_sums(trace, -squares)
+
+
+def _squared_products(
+    layers: Sequence[Array], means: Sequence[Float64], first: slice, second: slice, rows: int
+) -> Float64:
+    """Return |X_i^T X_j|^2 of centred layers, i in one block and j in the other."""
+    starts = [np.cumsum([0, *(layer.shape[1] for layer in layers[block])]) for block in (first, second)]
+    buffers = [np.empty((rows, ends[-1])) for ends in starts]
+    total, product = np.zeros((2, starts[0][-1], starts[1][-1]))
+    for part in _parts(len(layers[0]), rows):
+        left = _centred(layers[first], means[first], part, buffers[0])
+        right = left if first == second else _centred(layers[second], means[second], part, buffers[1])
+        total += np.matmul(left.T, right, out=product)
+    np.square(total, out=total)
+    return np.add.reduceat(np.add.reduceat(total, starts[0][:-1], 0), starts[1][:-1], 1)
+
+
+def _centred(layers: Sequence[Array], means: Sequence[Float64], part: slice, buffer: Float64) -> Float64:
+    """Return the images of `part`, all layers side by side."""
+    start, found = 0, buffer[: len(layers[0][part])]
+    for layer, mean in zip(layers, means, strict=True):
+        np.subtract(layer[part], mean, out=found[:, start : start + len(mean)])
+        start += len(mean)
+    return found
+
+
+def _blocks(widths: Sequence[int], most: int) -> list[slice]:
+    """Cut layers into runs of at most `most` features together, or of one layer."""
+    blocks, start = [], 0
+    for end in range(1, len(widths) + 1):
+        if end == len(widths) or sum(widths[start : end + 1]) > most:
+            blocks.append(slice(start, end))
+            start = end
+    return blocks
 
 
 def hsic_in_tiles(layers: Sequence[Array], tile_bytes: int = TILE_BYTES) -> Float64:

@@ -241,8 +241,9 @@ def memory(samples: int, layers: int, width: int) -> dict[str, float]:
 
         def note(name: str, work: Callable[[], object]) -> None:
             with Peak() as peak:
-                seconds = timed(work, 1)[0]
-            found.update({f"{name}_GB": peak.most, f"{name}_s": seconds})
+                seconds, cpu = timed(work, 1)
+            found.update({f"{name}_GB": peak.most, f"{name}_s": seconds, f"{name}_cpu_s": cpu})
+            print(json.dumps({"so far": found}), file=sys.stderr, flush=True)
 
         note("extract", lambda: open_bank(Path(folder), {"of": "noise"}, model, taps, batches, samples))
         bank = open_bank(Path(folder), {"of": "noise"}, model, taps, batches, samples)

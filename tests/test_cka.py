@@ -64,7 +64,10 @@ def test_hsic_is_equation_5_of_song(reference):
 
 def test_grams_tiles_and_feature_space_agree(layers):
     whole = hsic_of_grams(np.stack([linear_gram(layer) for layer in layers]))
-    np.testing.assert_allclose(hsic_in_features(layers, rows=64), whole, rtol=1e-9, atol=1e-9)
+    for width in (1, 20, 45, 1000):  # features of 12, 30 and 7: layers alone, by twos, and all together
+        found = hsic_in_features(layers, rows=64, width=width)
+        np.testing.assert_allclose(found, whole, rtol=1e-9, atol=1e-9)
+        np.testing.assert_array_equal(found, found.T)
     np.testing.assert_allclose(hsic_in_tiles(layers, tile_bytes=8 * 150 * 3 * 37), whole, rtol=1e-9, atol=1e-9)
 
 
