@@ -1,27 +1,35 @@
-"""Gram matrices of unpooled activations, at the speed of BLAS: a ViT-S has 75,648 numbers an image and layer.
+"""Gram matrices of unpooled activations, at the speed of the processor: a ViT-S has 75,648 numbers an image and layer.
 
 Legend: b images, d features of a layer, X [b, d].
 
 - U-centring undoes any shift of the features exactly (`similarity.u_centre`: a_i + a_j added off the diagonal changes
-  nothing), so columns are shifted only where digits ask for it: where more than nine tenths of the images' squared
-  length are their mean's, the first image is taken off all. One pass over memory less than taking the mean off, and
+  nothing), so the first image is taken off all, where it costs no pass over memory as the mean would, and
   |x_i - x_0|^2 is about twice |x_i - mean|^2, where |x_i|^2 may be a thousand times that.
-- K = K^T: NumPy hands X X^T to BLAS's syrk, which does half the work of a general product.
-- float32 within 8192 columns, float64 from there on.
+- K = K^T: half of it is multiplied, by `grams.c` (which says why not by BLAS) or, without a compiler and for many
+  images, by BLAS's syrk, where the first image is taken off only if digits ask for it: it is a pass there.
+- float32 within a block of columns, float64 from there on.
 - Layers are shared out among threads of which each is alone in BLAS: BLAS divides so small a product badly.
 """
 
-from collections.abc import Sequence
+import ctypes
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from analysis.similarity import Array, Float64
+from shards.compiled import compiled
 from train.blas_threads import alone_in_blas, num_threads
 
-CHUNK = 8192  # columns multiplied at a time
-MEAN_SHARE = 0.9  # of the squared length: rounding is ten times that of centred features at most
+SOURCE = Path(__file__).with_name("grams.c")
+FLAGS = ("-ffp-contract=fast",)
+MOST_IMAGES = 256  # beyond, blocks that stay in the cache are narrow and BLAS is as quick
+CHUNK = 8192  # columns multiplied at a time by BLAS
+MEAN_SHARE = 0.75  # of the squared length: rounding is four times that of centred features at most
+Loops = Callable[[Array], Float64]
 
 
 def grams(activations: Sequence[Tensor]) -> Float64:
@@ -55,15 +63,52 @@ def cross(left: Tensor, right: Tensor) -> Tensor:
 def _grams(layers: Sequence[Tensor]) -> Float64:
     """One thread's share. It has one buffer for all: fresh pages would cost a tenth of the time."""
     images = len(layers[0])
-    total = np.zeros((len(layers), images, images))
+    gram = (compiled_loops(images) if images <= MOST_IMAGES else None) or blas_loops(images)
+    return np.stack([gram(layer.float().numpy()) for layer in layers])
+
+
+def compiled_loops(images: int, flags: tuple[str, ...] = FLAGS) -> Loops | None:
+    """The way of `grams.c`, X [b, d] to K [b, b]; None without a compiler."""
+    made = _library(flags)
+    if made is None:
+        return None
+    scratch = np.empty(made.gram_scratch(images), np.float32)
+
+    def gram(rows: Array) -> Float64:
+        if rows.strides[1] != rows.itemsize:
+            rows = np.ascontiguousarray(rows)
+        found = np.empty((images, images))
+        pointers = found.ctypes.data, scratch.ctypes.data
+        made.gram(rows.ctypes.data, rows.strides[0] // rows.itemsize, *rows.shape, *pointers)
+        return found
+
+    return gram
+
+
+def blas_loops(images: int) -> Loops:
+    """The way of BLAS, X [b, d] to K [b, b]."""
     buffer = np.empty((images, CHUNK), np.float32)
-    for own, layer in zip(total, layers, strict=True):
-        array: Array = layer.float().numpy()
-        for start in range(0, array.shape[1], CHUNK):
-            part = array[:, start : start + CHUNK]
+
+    def gram(rows: Array) -> Float64:
+        total = np.zeros((images, images))
+        for start in range(0, rows.shape[1], CHUNK):
+            part = rows[:, start : start + CHUNK]
             product = part @ part.T
             if product.sum() > MEAN_SHARE * images * product.trace():
                 moved = np.subtract(part, part[0], out=buffer[:, : part.shape[1]])
                 product = moved @ moved.T
-            own += product
-    return total
+            total += product
+        return total
+
+    return gram
+
+
+@cache
+def _library(flags: tuple[str, ...]) -> ctypes.CDLL | None:
+    made = compiled(SOURCE, flags)
+    if made is None:
+        return None
+    pointer, size = ctypes.c_void_p, ctypes.c_int64
+    made.gram_scratch.argtypes, made.gram_scratch.restype = [size], size
+    made.gram.argtypes, made.gram.restype = [pointer, size, size, size, pointer, pointer], None
+    return made

@@ -98,7 +98,7 @@ def hsic_in_features(layers: Sequence[Array], rows: int = 2048, width: int = BLO
     Arrays may be memory-mapped. Layers are taken in blocks of at most `width` features together (one layer at least):
     `rows` images of two blocks and two products [width, width] are in memory at a time, in float64.
     """
-    n = _num_images(layers)
+    _num_images(layers)
     means = [_column_mean(layer, rows) for layer in layers]
     squares = np.stack([_squared_norms(layer, mean) for layer, mean in zip(layers, means, strict=True)])
     trace = -squares @ squares.T

@@ -1,28 +1,20 @@
-"""The host executor's inner loops in C: `pixels.c`, compiled where it is first used, called without the GIL.
+"""The host executor's inner loops in C: `pixels.c`, compiled where it is first used.
 
-The compiler is the machine's own (`cc`; DeepSpeed wants one, too). What it makes is kept in the user's cache folder
-under a name made of the source, the flags and the processor, so that machines that share a home keep apart. Without a
-compiler, or with MEDSHARD_NATIVE=0, torch and NumPy make the same pixels more slowly (evaluation's within .003 levels).
+Without it torch and NumPy make the same pixels more slowly (evaluation's within .003 levels).
 """
 
 import ctypes
-import logging
-import os
-import platform
-import subprocess
-import sys
-import tempfile
 from functools import cache
-from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
 
-log = logging.getLogger(__name__)
+from shards.compiled import compiled
+
 SOURCE = Path(__file__).with_name("pixels.c")
 # No contraction: a product and a sum fused would round otherwise than NumPy does.
 FLAGS = (
-    *("-O3", "-march=native", "-shared", "-fPIC", "-ffp-contract=off"),
+    "-ffp-contract=off",
     *("-fno-math-errno", "-fno-trapping-math", "-ffinite-math-only", "-fno-signed-zeros"),  # none changes a rounding
 )
 MOST_STEPS = 8
@@ -42,64 +34,9 @@ WHOLE = -1  # cut_height: all of the image
 @cache
 def library() -> ctypes.CDLL | None:
     """The compiled loops; None where they cannot be had, with the reason in the log."""
-    if os.environ.get("MEDSHARD_NATIVE", "1") == "0":
+    made = compiled(SOURCE, FLAGS)
+    if made is None:
         return None
-    try:
-        return _loaded()
-    except (OSError, subprocess.SubprocessError) as error:
-        log.warning("%s was not compiled, torch and NumPy do its work more slowly: %s", SOURCE.name, _telling(error))
-        return None
-
-
-def _loaded() -> ctypes.CDLL:
-    """From the cache folder; where that cannot be written or its file not loaded, from a folder of this process."""
-    try:
-        return _declared(ctypes.CDLL(str(_built(cache_folder()))))
-    except (OSError, RuntimeError):  # Path.home knows none for a user without an entry, as in containers
-        with tempfile.TemporaryDirectory() as folder:
-            return _declared(ctypes.CDLL(str(_built(Path(folder)))))
-
-
-def _telling(error: Exception) -> str:
-    text = getattr(error, "stderr", None) or str(error)
-    return (text.strip().splitlines() or [""])[0]
-
-
-def cache_folder() -> Path:
-    """Where compiled files are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medshard"
-
-
-def _processor() -> str:
-    """What `-march=native` depends on."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    wanted = ("flags", "features", "model name", "cpu part")
-    return "\n".join(sorted({line for line in lines if line.lower().startswith(wanted)})) or platform.processor()
-
-
-def _built(folder: Path) -> Path:
-    """The compiled file, made now if it is not there; whole at any moment, however many processes make it.
-
-    Its name ends in its size: loading a file that was cut short since would end the process (SIGBUS).
-    """
-    compiler = (os.environ.get("CC") or "cc").split()
-    name = "\n".join([SOURCE.read_text(), *FLAGS, *compiler, sys.platform, _processor()])
-    stem = f"pixels-{blake2b(name.encode(), digest_size=8).hexdigest()}"
-    for made in folder.glob(f"{stem}-*.so"):
-        if made.name == f"{stem}-{made.stat().st_size}.so":
-            return made
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as aside:
-        new = Path(aside) / "pixels.so"
-        command = [*compiler, *FLAGS, "-o", str(new), str(SOURCE), "-lm"]
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
-        return new.replace(folder / f"{stem}-{new.stat().st_size}.so")
-
-
-def _declared(made: ctypes.CDLL) -> ctypes.CDLL:
     pointer, number, size = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
     made.pixels_run.argtypes = [
         *(pointer, pointer, number, number, number),

@@ -12,6 +12,7 @@ import torch
 from shards import native
 from shards.chain import Drawn
 from shards.colours import ColorJitter, GaussianBlur, Grayscale, Solarize
+from shards.compiled import _loaded
 from shards.draws import DrawKeys
 from shards.host_executor import Failure, HostExecutor
 from shards.host_plan import native_from
@@ -247,7 +248,7 @@ def test_a_user_without_a_home_gets_the_loops(monkeypatch: pytest.MonkeyPatch, t
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(native.Path, "home", nowhere)
-    monkeypatch.setattr(native.tempfile, "tempdir", str(tmp_path))
-    assert native._loaded().pixels_run
+    monkeypatch.setattr("shards.compiled.Path.home", nowhere)
+    monkeypatch.setattr("shards.compiled.tempfile.tempdir", str(tmp_path))
+    assert _loaded(native.SOURCE, native.FLAGS).pixels_run
     assert not list(tmp_path.iterdir())

@@ -35,7 +35,13 @@ def test_the_wheel_holds_the_four_rooms_and_their_data_alone(built: Path):
     names = zipfile.ZipFile(wheel).namelist()
     rooms = {name.split("/")[0] for name in names if ".dist-info/" not in name}
     assert rooms == {"prep", "shards", "train", "analysis"}
-    for wanted in ("shards/FORMAT.md", "shards/pixels.c", "train/ds_config.json", "prep/sources/ddsm.py"):
+    for wanted in (
+        "shards/FORMAT.md",
+        "shards/pixels.c",
+        "analysis/grams.c",
+        "train/ds_config.json",
+        "prep/sources/ddsm.py",
+    ):
         assert wanted in names
     sources = {path.relative_to(ROOT).as_posix() for room in rooms for path in (ROOT / room).rglob("*.py")}
     assert sources <= set(names)

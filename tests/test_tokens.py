@@ -1,5 +1,6 @@
 """Unpooled activations: Grams by BLAS, mini-batches and tiles, each held against plain float64 over all of them."""
 
+import platform
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from made_runs import arguments, make_run
 from threadpoolctl import threadpool_info
 
 from analysis import cka
-from analysis.grams import CHUNK, grams, in_memory_order
+from analysis.grams import CHUNK, FLAGS, compiled_loops, grams, in_memory_order
 from analysis.results import read_result
 from analysis.session import Session
 from analysis.similarity import cka_of_hsic, hsic_of_grams, jackknife_error, linear_gram, u_centre
@@ -45,9 +46,19 @@ def everything(session: Session, state: str) -> list[np.ndarray]:
     return [np.concatenate(layer) for layer in zip(*parts, strict=True)]
 
 
-@pytest.mark.parametrize(("images", "shape"), [(12, (3, 5, 4)), (9, (CHUNK + 77,)), (5, (1,))])
+@pytest.fixture(params=["compiled", "BLAS"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways to a Gram matrix."""
+    assert compiled_loops(4) is not None, "these tests want a C compiler (cc), as DeepSpeed does"
+    if request.param == "BLAS":
+        monkeypatch.setattr("analysis.grams.MOST_IMAGES", 0)
+
+
+@pytest.mark.parametrize(
+    ("images", "shape"), [(12, (3, 5, 4)), (9, (CHUNK + 77,)), (5, (1,)), (64, (2048 * 2 + 31,)), (257, (700,))]
+)
 @pytest.mark.parametrize("mean", [0, 2, 300])
-def test_grams_are_those_of_float64_whatever_the_mean(images, shape, mean):
+def test_grams_are_those_of_float64_whatever_the_mean(way, images, shape, mean):
     generator = torch.Generator().manual_seed(1)
     layers = [torch.randn(images, *shape, generator=generator) + mean for _ in range(3)]
     exact = np.stack([linear_gram(layer.double().numpy()) for layer in layers])
@@ -55,9 +66,10 @@ def test_grams_are_those_of_float64_whatever_the_mean(images, shape, mean):
     np.testing.assert_allclose(u_centre(grams(layers)) / length, u_centre(exact) / length, rtol=0, atol=3e-6)
 
 
-def test_grams_take_activations_as_they_lie_in_memory():
+def test_grams_take_activations_as_they_lie_in_memory(way):
     maps = torch.randn(6, 5, 4, 4, generator=torch.Generator().manual_seed(0))
     views = [maps.flatten(2).mT, maps.permute(0, 2, 3, 1), maps[:, 0], maps[:, ::2], maps.permute(3, 0, 1, 2)]
+    views += [maps[..., ::2], maps[:, :1].expand(6, 5, 4, 4), maps[1:]]
     for view in views:
         rows = view.numpy().reshape(len(view), -1).astype(np.float64)
         np.testing.assert_allclose(u_centre(grams([view])[0]), u_centre(rows @ rows.T), atol=1e-4)
@@ -65,12 +77,24 @@ def test_grams_take_activations_as_they_lie_in_memory():
         assert in_memory_order(view).data_ptr() == maps.data_ptr()
 
 
-def test_grams_take_half_precision_and_leave_blas_its_threads():
+def test_grams_take_half_precision_and_leave_blas_its_threads(way):
     before = [library["num_threads"] for library in threadpool_info()]
     layers = [torch.randn(6, 40).bfloat16(), torch.randn(6, 3, 2)]
     found = grams(layers)
     np.testing.assert_allclose(u_centre(found[0]), u_centre(linear_gram(layers[0].double().numpy())), atol=1e-4)
     assert [library["num_threads"] for library in threadpool_info()] == before
+
+
+@pytest.mark.parametrize("processor", ["native", "x86-64", "x86-64-v3"])
+@pytest.mark.parametrize(("images", "features"), [(4, 5), (7, 16), (63, 2100), (130, 3000)])
+def test_compiled_grams_on_every_kind_of_processor(processor, images, features):
+    if processor != "native" and platform.machine() != "x86_64":
+        pytest.skip("of x86-64 alone")
+    loops = compiled_loops(images, (*FLAGS, f"-march={processor}"))
+    assert loops is not None
+    rows = np.random.default_rng(images).normal(size=(images, features + 3)).astype(np.float32)[:, 3:]
+    exact = (rows - rows[0]).astype(np.float64) @ (rows - rows[0]).astype(np.float64).T
+    np.testing.assert_allclose(loops(rows), exact, atol=1e-6 * np.trace(exact) / images)
 
 
 @pytest.mark.parametrize("batches", [1, 2, 100])
