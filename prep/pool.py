@@ -1,6 +1,7 @@
 """Running the tasks of a conversion: in this process, or on a pool of spawned ones, with a progress bar."""
 
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -58,12 +59,23 @@ def _run_here(tasks: list[T], progress: Progress, done: Done[T]) -> None:
 
 @contextmanager
 def deaf_to_ctrl_c() -> Iterator[None]:
-    """Processes started within never see Ctrl-C, not even while they import; this one sees it at the end."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """Processes started within never see Ctrl-C, not even while they import; this one sees it at the end.
+
+    Blocked alone it would still come here while a process is being started: any thread that does not block it, a
+    progress bar's say, hears it for the main thread.
+    """
+    heard: list[int] = []
+    main = threading.current_thread() is threading.main_thread()  # no other is ever interrupted
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # what a new process inherits
+    before = signal.signal(signal.SIGINT, lambda number, _: heard.append(number)) if main else None
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if main:
+            signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        if heard:
+            signal.raise_signal(signal.SIGINT)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ import prep.tasks
 from prep.convert import convert
 from prep.images import PixelOptions, Prepared
 from prep.phantoms import SALT_NAME
+from prep.pool import deaf_to_ctrl_c
 from prep.private import PrivateFolder
 from shards.metadata import Metadata
 
@@ -105,6 +107,21 @@ def test_ctrl_c_is_two_words_even_while_workers_start(raw_ddsm: Path, tmp_path: 
         process.kill()
     assert process.returncode == 130 and "stopped; run the same command to go on" in said
     assert "Traceback" not in said and "KeyboardInterrupt" not in said
+
+
+def test_ctrl_c_waits_until_processes_are_started_whichever_thread_hears_it() -> None:
+    """A progress bar's thread, say: the kernel gives the signal to any that does not block it."""
+    ends = threading.Event()
+    thread = threading.Thread(target=ends.wait)
+    thread.start()
+    started = False
+    with pytest.raises(KeyboardInterrupt), deaf_to_ctrl_c():
+        signal.pthread_kill(thread.ident or 0, signal.SIGINT)
+        time.sleep(0.2)
+        started = True
+    ends.set()
+    thread.join()
+    assert started
 
 
 def test_a_second_run_says_done_and_another_set_is_refused(raw_ddsm: Path, tmp_path: Path) -> None:
