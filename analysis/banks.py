@@ -23,7 +23,7 @@ from torch import nn
 from tqdm import tqdm
 
 from analysis.results import digest_of
-from shards.manifest import write_aside
+from shards.aside import write_aside
 from train.hooks import HOWS, Layout, Tap, evaluating, layout_of, pool, tapped
 
 BANK_FILE = "bank.json"

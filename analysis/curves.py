@@ -26,7 +26,7 @@ from analysis.paired import bounds
 from analysis.results import write_result
 from analysis.session import launch
 from analysis.study_runs import Gathered, Trained, gather, resampled, same_set
-from shards.manifest import write_aside
+from shards.aside import write_aside
 from train.layers import group_index, layer_groups
 
 CAPTION = (

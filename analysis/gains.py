@@ -28,8 +28,8 @@ from analysis.paired import bootstrap_p, bounds, holm
 from analysis.results import write_result
 from analysis.session import launch
 from analysis.study_runs import STUDIES, Gathered, Trained, gather, resampled, same_set
+from shards.aside import write_aside
 from shards.command_line import Parser
-from shards.manifest import write_aside
 
 STARTS = ("wt", "st", "ri")
 PAIRS = (("wt", "st"), ("st", "ri"), ("wt", "ri"))

@@ -15,7 +15,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-from shards.manifest import write_aside
+from shards.aside import write_aside
 
 FORMAT = 1
 

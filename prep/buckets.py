@@ -6,8 +6,6 @@ rows lie in the order of the keys, which is that of the shards: what one shard w
 
 import errno
 import json
-import os
-import secrets
 import sqlite3
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -16,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from prep.images import UndecodableImage
-from shards.manifest import sync_folder
+from shards.aside import aside
 from shards.metadata import Metadata
 
 MAX_OPEN = 128  # a task
@@ -48,10 +46,8 @@ def write_bucket(path: Path, images: Iterable[tuple[str, Encoded | str]], *, alo
     Raises:
         OSError: no room, or a broken disk.
     """
-    aside = path.with_name(f".{path.name}{'' if alone else f'.{secrets.token_hex(4)}'}.partial")
-    aside.unlink(missing_ok=True)
     try:
-        with closing(sqlite3.connect(aside, isolation_level=None)) as database:
+        with aside(path, shared=not alone) as part, closing(sqlite3.connect(part, isolation_level=None)) as database:
             database.executescript(f"pragma journal_mode=off; pragma synchronous=off; begin; {TABLES}")
             for key, image in sorted(images):
                 if isinstance(image, str):
@@ -59,14 +55,8 @@ def write_bucket(path: Path, images: Iterable[tuple[str, Encoded | str]], *, alo
                 else:
                     database.execute("insert into images values (?, ?, ?, ?, ?, ?)", _row(key, image))
             database.execute("commit")
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
-        aside.replace(path)
     except sqlite3.Error as error:
         raise OSError(errno.EIO, str(error)) from None
-    finally:
-        aside.unlink(missing_ok=True)
-    sync_folder(path.parent)
 
 
 def _row(key: str, image: Encoded) -> tuple[object, ...]:

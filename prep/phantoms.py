@@ -29,9 +29,9 @@ from prep.pool import deaf_to_ctrl_c
 from prep.progress import progress
 from prep.records import PHANTOM_MARKER
 from prep.slide_layouts import LAYOUTS as SLIDE_LAYOUTS
+from shards.aside import aside, write_aside
 from shards.command_line import Parser
 from shards.errors import run_cli
-from shards.manifest import write_aside
 
 SALT_NAME = "phantom.salt"
 LAYOUTS: dict[str, Layout] = dict(sorted((FIRST_LAYOUTS | MAMMOGRAM_LAYOUTS | SLIDE_LAYOUTS).items()))
@@ -51,9 +51,8 @@ def draw(task: tuple[Path, str, dict[str, Any], tuple[int, int]]) -> None:
     options = [cv2.IMWRITE_JPEG_QUALITY, quality] if path.suffix == ".jpg" else [cv2.IMWRITE_PNG_COMPRESSION, level]
     done, data = cv2.imencode(path.suffix, image if image.ndim == 2 else image[..., ::-1], options)
     assert done, path
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_bytes(data.tobytes())
-    aside.replace(path)
+    with aside(path, synced=False) as part:
+        part.write_bytes(data.tobytes())
 
 
 def draw_phantoms(

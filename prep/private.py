@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from shards.aside import write_aside
 from shards.identity import SALT_BYTES
-from shards.manifest import write_aside
 
 
 class PrivateFolder:

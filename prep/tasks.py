@@ -31,8 +31,9 @@ from prep.hdf5 import read_row
 from prep.images import PixelOptions, UndecodableImage, prepare, prepare_pixels, read_file
 from prep.near_duplicates import descriptor, packed
 from prep.whole_slides import Region, read_tile
+from shards.aside import write_aside
 from shards.decoding import decode
-from shards.manifest import ShardInfo, write_aside
+from shards.manifest import ShardInfo
 from shards.metadata import Metadata
 from shards.packing import pack
 from shards.writer import ShardWriter

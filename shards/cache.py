@@ -24,12 +24,11 @@ from enum import Enum
 from pathlib import Path
 from typing import IO
 
-from shards.manifest import sync_folder
+from shards.aside import PARTIAL, sync_folder
 
 LOCK_SECONDS = 60.0  # decisions take milliseconds; who waits this long waits for a stopped process
 NOW = -1  # the place in the future of what a reader waits for
 LATER = 1 << 62  # of what nobody has announced
-PARTIAL = ".partial"
 COUNTED = (".tar", ".cols", PARTIAL)
 SET_FOLDER = re.compile("[0-9a-f]{32}")  # nothing else is ever counted or evicted, whatever folder a user names
 

@@ -20,6 +20,7 @@ import numpy as np
 import xxhash
 import zstandard
 
+from shards.aside import PARTIAL
 from shards.command_line import Parser, called, local_folder
 from shards.decoding import decode
 from shards.identity import sample_id
@@ -276,7 +277,7 @@ def _check_split_files(folder: Path, manifest: Manifest, columns: dict[str, list
 
 def _check_strays(folder: Path, known: set[str]) -> Iterator[Problem]:
     for path in sorted(folder.iterdir()):
-        if path.name.endswith(".partial"):
+        if path.name.endswith(PARTIAL):
             yield Problem(path.name, "left over from an interrupted write; delete it", fatal=False)
         elif path.suffix == ".tar" and path.name not in known:
             yield Problem(path.name, "is not in the manifest, so nothing reads it", fatal=False)

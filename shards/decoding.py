@@ -1,9 +1,14 @@
 """Decoding one stored image on the CPU, for checking, statistics and contact sheets; training decodes in the loader."""
 
+from typing import TYPE_CHECKING
+
 import cv2
 import numpy as np
 
-from shards.index import ENCODINGS
+from shards.index import ENCODING_NAMES, ENCODINGS
+
+if TYPE_CHECKING:
+    from shards.split import Split
 
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # it warns of every grey JPEG 2000 without a profile
 
@@ -37,6 +42,17 @@ def decode(
     if image.dtype != dtype:
         raise ValueError(f"decodes to {image.dtype}, the manifest says {bits} bits")
     return image[:, :, None] if channels == 1 else image
+
+
+def stored_image(split: "Split", position: int) -> np.ndarray:
+    """The image of one sample as it is stored, uint8 or uint16 [height, width, channels].
+
+    Raises:
+        ValueError: it is damaged or does not decode.
+    """
+    rows, manifest = split.rows(np.array([position])), split.manifest
+    encoding, size = ENCODING_NAMES[int(rows.encodings[0])], (int(rows.heights[0]), int(rows.widths[0]))
+    return decode(split.read(position), encoding, manifest.channels, *size, manifest.bits)
 
 
 def probe(data: bytes | memoryview) -> tuple[int, int, int, int]:

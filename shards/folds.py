@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from shards.aside import write_aside
 from shards.command_line import Parser, local_folder
 from shards.dealing import deal, one_hot
-from shards.manifest import Manifest, write_aside
+from shards.manifest import Manifest
 from shards.overrides import SPLIT_ORDER
 from shards.storage import SPLITS_FOLDER, open_columns
 from shards.writer import class_counts

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from shards.aside import write_aside
 from shards.decoding import decode, probe
 from shards.index import ENCODINGS, Columns
 from shards.indexing import build
-from shards.manifest import MANIFEST_NAME, Grouping, LabelView, Manifest, ShardInfo, SplitInfo, Task, write_aside
+from shards.manifest import MANIFEST_NAME, Grouping, LabelView, Manifest, ShardInfo, SplitInfo, Task
 from shards.words import counted
 from shards.writer import class_counts
 

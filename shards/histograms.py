@@ -10,8 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 
-from shards.decoding import decode
-from shards.index import ENCODING_NAMES
+from shards.decoding import stored_image
 from shards.shardset import Split
 
 MAX_IMAGES = 300  # decoded, over all splits
@@ -22,8 +21,7 @@ BINS = 48
 def sample_positions(split: Split, seed: int, images: int, pixels: int) -> np.ndarray:
     """Positions int64[k] drawn by `seed`: at most `images`, of at most `pixels` together, but at least one."""
     drawn = np.random.default_rng(seed).permutation(split.num_samples)[: max(images, 1)]
-    rows = split.rows(drawn)
-    within = np.cumsum(rows.heights.astype(np.int64) * rows.widths) <= pixels
+    within = np.cumsum(split.sides(drawn).prod(1)) <= pixels
     return np.sort(drawn[: max(int(within.sum()), 1)])
 
 
@@ -35,12 +33,9 @@ def intensity_shares(split: Split, positions: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: an image is damaged or does not decode.
     """
-    manifest, rows = split.manifest, split.rows(positions)
-    total = np.zeros(1 << manifest.bits)
-    for number, position in enumerate(positions.tolist()):
-        size = int(rows.heights[number]), int(rows.widths[number])
-        encoding = ENCODING_NAMES[int(rows.encodings[number])]
-        image = decode(split.read(position), encoding, manifest.channels, *size, manifest.bits)
+    total = np.zeros(1 << split.manifest.bits)
+    for position in positions.tolist():
+        image = stored_image(split, position)
         total += np.bincount(image.reshape(-1), minlength=len(total)) / image.size
     return total / max(len(positions), 1)
 

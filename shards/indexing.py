@@ -16,6 +16,7 @@ from typing import Any
 
 import xxhash
 
+from shards.aside import write_aside
 from shards.decoding import probe
 from shards.identity import group_hash, sample_id
 from shards.index import (
@@ -28,7 +29,7 @@ from shards.index import (
     idx_text,
     parse_columns,
 )
-from shards.manifest import BLANK_LABEL, Manifest, write_aside
+from shards.manifest import BLANK_LABEL, Manifest
 from shards.metadata import codes_of
 from shards.tarscan import scan
 

@@ -2,12 +2,13 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
-from shards.plan import Plan, Reads
+from shards.plan import Plan
 from shards.split import Rows, Split
-from shards.storage import Ahead, Stream
+from shards.storage import Ahead
 
 
 class JoinedSplit:
@@ -65,6 +66,14 @@ class JoinedSplit:
     def labels(self, positions: np.ndarray) -> np.ndarray:
         """Targets under the view, as `Split.labels`."""
         return self._gather(np.asarray(positions, np.int64), lambda split, own: split.labels(own))
+
+    def sample_ids(self, positions: np.ndarray) -> np.ndarray:
+        """Sample ids uint64[n] of positions int64[n]."""
+        return self._gather(np.asarray(positions, np.int64), lambda split, own: split.sample_ids(own))
+
+    def sides(self, positions: np.ndarray) -> np.ndarray:
+        """Height and width in pixels, int64[n, 2], of positions int64[n]."""
+        return self._gather(np.asarray(positions, np.int64), lambda split, own: split.sides(own))
 
     @property
     def metadata_fields(self) -> list[str]:
@@ -136,27 +145,10 @@ class JoinedSplit:
         global_batch: int | None = None,
     ) -> Ahead:
         """Bring the shards of all splits before they are read, as `Split.fetch_ahead`."""
-        ranks = (rank,) if node_ranks is None else tuple(node_ranks)
-
-        def reads_of(number: int, of: Sequence[int]) -> Callable[[int, int], Reads]:
-            low, high = self._shard_starts[number], self._shard_starts[number + 1]
-
-            def reads(start: int, ahead: int) -> Reads:
-                found = plan.reads(start, ahead, world, of, global_batch=global_batch)
-                here = (found.shards >= low) & (found.shards < high)
-                return Reads(found.shards[here] - low, found.first[here], found.last[here])
-
-            return reads
-
-        batch, epoch = global_batch or plan.config.global_batch, plan.samples_per_epoch
-        return _All(
-            [
-                split.storage.fetch_ahead(
-                    split.shards, Stream(reads_of(n, (rank,)), reads_of(n, ranks), consumed, batch, epoch)
-                )
-                for n, split in enumerate(self.splits)
-            ]
-        )
+        who: dict[str, Any] = {"world": world, "rank": rank, "node_ranks": node_ranks, "global_batch": global_batch}
+        starts = self._shard_starts.tolist()
+        parts = zip(self.splits, starts[:-1], strict=True)
+        return _All([split.fetch_ahead(plan, consumed, **who, first_shard=first) for split, first in parts])
 
 
 class _All:

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import secrets
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -18,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from shards.aside import write_aside
 from shards.metadata import FIELDS, find_field
 
 FORMAT = "medshard-1"
@@ -292,33 +291,3 @@ def _first_problem(error: ValidationError) -> str:
     where = ".".join(str(part)[:60] for part in problems[0]["loc"])
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return " ".join(f"{where}: {problems[0]['msg']}{more}".split())[:500]
-
-
-def write_aside(path: Path, data: bytes, *, shared: bool = False) -> None:
-    """Write `data` to `path` so that a reader sees the old file or the whole new one, even after a power cut.
-
-    shared: several writers may come at once, each needs a file of its own beside; else one name is used again, so that
-    a killed writer leaves nothing that its successor does not clear.
-    """
-    writer = f".{secrets.token_hex(4)}" if shared else ""
-    aside = path.with_name(f".{path.name}{writer}.partial")
-    try:
-        with aside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder durable; does nothing where folders cannot be opened (Windows)."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

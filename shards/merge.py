@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from shards.aside import new_folder
 from shards.command_line import Parser, local_folder
 from shards.manifest import Grouping, Manifest, ShardInfo, Source, SplitInfo
-from shards.reshard import copy_split, new_folder, parse_size, shared_fields
+from shards.reshard import copy_split, parse_size, shared_fields
 from shards.storage import open_columns
 from shards.writer import class_counts
 
@@ -46,13 +47,13 @@ def merge(
     set_ids = list(dict.fromkeys(set_id for _, manifest in parts for set_id in manifest.set_ids))
     set_id = hashlib.blake2b("".join(set_ids).encode(), digest_size=16, person=b"medshard-merge").hexdigest()
     mean, std = _pooled(parts)
-    with new_folder(out) as aside:
+    with new_folder(out) as part:
         splits = {
             split: SplitInfo(
                 samples=sum(manifest.splits[split].samples for _, manifest in parts if split in manifest.splits),
                 groups=groups[split],
                 class_counts=_counts(parts, split),
-                shards=copy_split(parts, split, aside, set_id, shard_bytes, done),
+                shards=copy_split(parts, split, part, set_id, shard_bytes, done),
             )
             for split in _split_names(parts)
         }
@@ -75,7 +76,7 @@ def merge(
             "warnings": list(dict.fromkeys(w for _, manifest in parts for w in manifest.warnings)) + warnings,
         }
         merged = Manifest.model_validate(fields)
-        merged.write(aside)
+        merged.write(part)
     return merged
 
 

@@ -5,13 +5,12 @@ their cache (shards/fetching.py), and the hash of the plain tar is checked there
 """
 
 import hashlib
-import os
-import secrets
 from pathlib import Path
 
 import zstandard
 
-from shards.manifest import ShardInfo, sync_folder
+from shards.aside import aside, sync_folder
+from shards.manifest import ShardInfo
 
 LEVEL = 3
 CHUNK_BYTES = 1 << 20
@@ -23,18 +22,12 @@ def pack(folder: Path, info: ShardInfo, *, alone: bool = True) -> ShardInfo:
     The same tar and release of zstd give the same bytes. alone False: another process may do the same at once.
     """
     source, target = folder / info.name, folder / f"{info.name}.zst"
-    aside = folder / f".{info.name}{'' if alone else '.' + secrets.token_hex(4)}.zst.partial"
-    try:
-        with source.open("rb") as tar, aside.open("wb") as file:
+    with aside(target, shared=not alone) as part:
+        with source.open("rb") as tar, part.open("wb") as file:
             zstandard.ZstdCompressor(LEVEL, write_content_size=True).copy_stream(tar, file, size=info.bytes)
-            file.flush()
-            os.fsync(file.fileno())
-        with aside.open("rb") as file:
+        with part.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        size = aside.stat().st_size
-        aside.replace(target)
-    finally:
-        aside.unlink(missing_ok=True)
+        size = part.stat().st_size
     source.unlink(missing_ok=True)
     sync_folder(folder)
     return info.model_copy(update={"packed_bytes": size, "packed_sha256": digest})

@@ -88,6 +88,11 @@ class Reads(NamedTuple):
     first: Ints  # the stream index at which the shard is first read
     last: Ints  # and last
 
+    def within(self, low: int, high: int) -> "Reads":
+        """Those of the shards low..high-1 alone, numbered from 0."""
+        here = (self.shards >= low) & (self.shards < high)
+        return Reads(self.shards[here] - low, self.first[here], self.last[here])
+
 
 class Plan:
     """The plan of one split.

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from shards.aside import write_aside
 from shards.cache import NOW, Cache, Refusal, Wants
 from shards.fetching import FetchError, NotThere, Patience, Place, fetch_index, fetch_tar
 from shards.index import BYTES_A_SAMPLE, HEADER, MAX_STORED_KEY_BYTES, Columns, parse_columns
 from shards.lookahead import HORIZON, Lookahead, check_room
-from shards.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, ShardInfo, write_aside
+from shards.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, ShardInfo
 from shards.overrides import MAX_FILE_BYTES
 from shards.storage import MAX_MAPPED, SPLITS_FOLDER, Ahead, Stream, check_columns
 

@@ -4,17 +4,15 @@ python -m shards reshard data/shards/DDSM data/shards/DDSM-512 --shard-size 512M
 """
 
 import mmap
-import os
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
+from shards.aside import new_folder
 from shards.command_line import Parser, local_folder
 from shards.index import ENCODING_NAMES, EXTENSION_ENCODINGS, Columns
 from shards.indexing import document_of, entries_of, metadata_of
@@ -143,37 +141,22 @@ def shared_fields(sources: Sequence[tuple[Path, Manifest]]) -> list[MetadataFiel
     return metadata_fields(field.name for _, manifest in sources for field in manifest.metadata)
 
 
-@contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """A folder to fill that becomes `out` in one rename at the end, or is taken away on an exception."""
-    if out.exists():
-        raise ValueError(f"{out} exists: give another folder, or remove it first")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    aside.mkdir()
-    try:
-        yield aside
-        aside.rename(out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
 def reshard(
     folder: Path, out: Path, shard_bytes: int, done: Callable[[ShardInfo], None] = lambda info: None
 ) -> Manifest:
     """Write the set in `folder` to `out` with shards of about `shard_bytes`; returns the new manifest."""
     manifest = Manifest.read(folder)
-    with new_folder(out) as aside:
+    with new_folder(out) as part:
         splits = {
             name: split.model_copy(
-                update={"shards": copy_split([(folder, manifest)], name, aside, manifest.set_id, shard_bytes, done)}
+                update={"shards": copy_split([(folder, manifest)], name, part, manifest.set_id, shard_bytes, done)}
             )
             for name, split in manifest.splits.items()
         }
         conversion = manifest.conversion | {"resharded_from": manifest.digest}
         changed = {"splits": splits, "conversion": conversion, "metadata": shared_fields([(folder, manifest)])}
         new = manifest.model_copy(update=changed)
-        new.write(aside)
+        new.write(part)
     return new
 
 

@@ -14,8 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
 
+from shards.aside import aside
 from shards.command_line import Parser, called
-from shards.decoding import decode
+from shards.decoding import stored_image
 from shards.histograms import (
     MAX_IMAGES,
     MAX_PIXELS,
@@ -24,7 +25,6 @@ from shards.histograms import (
     intensity_shares,
     sample_positions,
 )
-from shards.index import ENCODING_NAMES
 from shards.manifest import Manifest
 from shards.shardset import ShardSet, Split
 
@@ -50,19 +50,16 @@ def choose_examples(split: Split, seed: int, count: int) -> list[np.ndarray]:
 
 def tile(split: Split, position: int) -> np.ndarray:
     """One stored image as uint8 RGB [TILE_PIXELS, TILE_PIXELS, 3], scaled to fit, on white; 16 bit is stretched."""
-    rows, manifest = split.rows(np.array([position])), split.manifest
-    encoding = ENCODING_NAMES[int(rows.encodings[0])]
-    size = int(rows.heights[0]), int(rows.widths[0])
-    image = decode(split.read(position), encoding, manifest.channels, *size, manifest.bits)
-    if manifest.bits == 16:
+    image = stored_image(split, position)
+    if image.dtype == np.uint16:
         low, high = np.percentile(image, [0.5, 99.5])
         image = (np.clip((image - low) / max(high - low, 1), 0, 1) * 255).astype(np.uint8)
-    scale = TILE_PIXELS / max(size)
-    shape = (max(round(size[1] * scale), 1), max(round(size[0] * scale), 1))
-    small = cv2.resize(np.ascontiguousarray(image), shape, interpolation=cv2.INTER_AREA).reshape(shape[1], shape[0], -1)
+    scale = TILE_PIXELS / max(image.shape[:2])
+    height, width = (max(round(side * scale), 1) for side in image.shape[:2])
+    small = cv2.resize(np.ascontiguousarray(image), (width, height), interpolation=cv2.INTER_AREA)
     page = np.full((TILE_PIXELS, TILE_PIXELS, 3), 255, np.uint8)
-    top, left = (TILE_PIXELS - shape[1]) // 2, (TILE_PIXELS - shape[0]) // 2
-    page[top : top + shape[1], left : left + shape[0]] = small
+    top, left = (TILE_PIXELS - height) // 2, (TILE_PIXELS - width) // 2
+    page[top : top + height, left : left + width] = small.reshape(height, width, -1)
     return page
 
 
@@ -141,9 +138,9 @@ def _draw_histograms(figure: SubFigure, splits: Sequence[Split], seed: int) -> N
     heights, widths, values = figure.subplots(1, 3)
     figure.subplots_adjust(left=0.07, right=0.98, bottom=0.22, top=0.87, wspace=0.25)
     colours = {split.name: COLOURS.get(split.name, SPARE_COLOUR) for split in splits}
-    rows = {split.name: split.rows(np.arange(split.num_samples)) for split in splits}
-    draw_sides(heights, {name: each.heights for name, each in rows.items()}, colours, "Heights")
-    draw_sides(widths, {name: each.widths for name, each in rows.items()}, colours, "Widths")
+    sides = {split.name: split.sides() for split in splits}
+    draw_sides(heights, {name: each[:, 0] for name, each in sides.items()}, colours, "Heights")
+    draw_sides(widths, {name: each[:, 1] for name, each in sides.items()}, colours, "Widths")
     images, pixels = MAX_IMAGES // len(splits), MAX_PIXELS // len(splits)
     drawn = {split.name: sample_positions(split, seed, images, pixels) for split in splits}
     shares = {split.name: intensity_shares(split, drawn[split.name]) for split in splits}
@@ -223,12 +220,8 @@ def write_sheet(shard_set: ShardSet, out: Path, *, seed: int = 0) -> Path:
         raise ValueError(f"there is no folder {out.parent} for {out.name}: make it, or choose another --out")
     with matplotlib.rc_context({"font.family": "DejaVu Sans", "svg.hashsalt": "medshard"}):
         figure = draw(shard_set, seed=seed)
-        aside = out.with_name(f".{out.stem}.partial{out.suffix}")
-        try:
-            figure.savefig(aside)
-            aside.replace(out)
-        finally:
-            aside.unlink(missing_ok=True)
+        with aside(out, synced=False) as part:
+            figure.savefig(part, format=out.suffix.lower()[1:])
     return out
 
 

@@ -6,6 +6,7 @@ split files select and relabel at load time, without rewriting a tar.
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from shards.index import Columns
 from shards.manifest import BLANK_LABEL, LabelView, ShardInfo, Task
 from shards.metadata import decoded
 from shards.overrides import LabelFile
-from shards.plan import Plan
+from shards.plan import Plan, Reads
 from shards.storage import Ahead, LocalFolder, Mapped, Storage, Stream
 from shards.words import counted
 
@@ -44,6 +45,20 @@ class Rows(NamedTuple):
     sample_ids: np.ndarray  # uint64[n]
     encodings: np.ndarray  # uint8[n], codes of index.ENCODINGS
     shards: np.ndarray  # int64[n], number of the shard in the split
+
+
+COLUMN_TYPES = {
+    "offsets": np.uint64, "sizes": np.uint32, "heights": np.uint32, "widths": np.uint32, "labels": np.int16,
+    "groups": np.uint64, "hashes": np.uint64, "sample_ids": np.uint64, "encodings": np.uint8,
+}  # fmt: skip
+
+
+class Part(NamedTuple):
+    """Those of n asked-for samples that lie in one shard."""
+
+    places: np.ndarray  # int64[m], among the n
+    columns: Columns
+    rows: np.ndarray  # int64[m], in that shard's index
 
 
 class Split:
@@ -108,32 +123,39 @@ class Split:
         selected = self._selected[shard]
         return shard, row if selected is None else int(selected[row])
 
-    def rows(self, positions: np.ndarray) -> Rows:
-        """The index of the samples at positions int64[n], in that order, as arrays of our own."""
-        shards, rows = self.locate(positions)
-        num_labels = len(self.manifest.label_columns)
-        out = Rows(
-            offsets=np.empty(len(rows), np.uint64),
-            sizes=np.empty(len(rows), np.uint32),
-            heights=np.empty(len(rows), np.uint32),
-            widths=np.empty(len(rows), np.uint32),
-            labels=np.empty((len(rows), num_labels), np.int16),
-            groups=np.empty(len(rows), np.uint64),
-            hashes=np.empty(len(rows), np.uint64),
-            sample_ids=np.empty(len(rows), np.uint64),
-            encodings=np.empty(len(rows), np.uint8),
-            shards=shards,
-        )
-        for shard in np.unique(shards):
-            here, columns = np.flatnonzero(shards == shard), self._columns[int(shard)]
-            for name in Rows._fields[:-1]:
-                getattr(out, name)[here] = getattr(columns, name)[rows[here]]
-        return out if self._label_file is None else out._replace(labels=self._label_file.labels_of(out.sample_ids))
-
-    def _gather(self, name: str, positions: np.ndarray | None) -> np.ndarray:
+    def _parts(self, positions: np.ndarray | None) -> tuple[np.ndarray, list[Part]]:
+        """Shard numbers int64[n] of positions int64[n] (None: of all), and the parts that lie in one shard each."""
         if positions is None:
             self.storage.prepare(self.shards)
-        return getattr(self.rows(np.arange(self.num_samples) if positions is None else positions), name)
+            positions = np.arange(self.num_samples)
+        shards, rows = self.locate(positions)
+        places = [(int(shard), np.flatnonzero(shards == shard)) for shard in np.unique(shards)]
+        return shards, [Part(here, self._columns[shard], rows[here]) for shard, here in places]
+
+    def _column(self, name: str, parts: Sequence[Part], count: int) -> np.ndarray:
+        if name == "labels" and self._label_file is not None:
+            return self._label_file.labels_of(self._column("sample_ids", parts, count))
+        shape = (count, len(self.manifest.label_columns)) if name == "labels" else (count,)
+        out = np.empty(shape, COLUMN_TYPES[name])
+        for part in parts:
+            out[part.places] = getattr(part.columns, name)[part.rows]
+        return out
+
+    def _gather(self, name: str, positions: np.ndarray | None) -> np.ndarray:
+        shards, parts = self._parts(positions)
+        return self._column(name, parts, len(shards))
+
+    def rows(self, positions: np.ndarray) -> Rows:
+        """The index of the samples at positions int64[n], in that order, as arrays of our own."""
+        shards, parts = self._parts(positions)
+        columns = [self._column(name, parts, len(shards)) for name in Rows._fields[:-1]]
+        return Rows._make([*columns, shards])
+
+    def sides(self, positions: np.ndarray | None = None) -> np.ndarray:
+        """Height and width in pixels, int64[n, 2], of all samples or of positions int64[n]."""
+        shards, parts = self._parts(positions)
+        columns = [self._column(name, parts, len(shards)) for name in ("heights", "widths")]
+        return np.stack(columns, axis=1).astype(np.int64)
 
     def labels(self, positions: np.ndarray | None = None) -> np.ndarray:
         """Targets under the view, of all samples or of positions int64[n].
@@ -168,13 +190,10 @@ class Split:
             held = ", ".join(self.metadata_fields) or "no metadata"
             raise ValueError(f"metadata field {field!r} is not in {self.manifest.name}; it has {held}")
         number = self.metadata_fields.index(field)
-        if positions is None:
-            self.storage.prepare(self.shards)
-        shards, rows = self.locate(np.arange(self.num_samples) if positions is None else positions)
-        codes = np.empty(len(rows), np.float32)
-        for shard in np.unique(shards):
-            here = np.flatnonzero(shards == shard)
-            codes[here] = self._columns[int(shard)].metadata[rows[here], number]
+        shards, parts = self._parts(positions)
+        codes = np.empty(len(shards), np.float32)
+        for part in parts:
+            codes[part.places] = part.columns.metadata[part.rows, number]
         return decoded(codes, self.manifest.metadata[number].values)
 
     def class_counts(self) -> dict[str, int]:
@@ -263,19 +282,25 @@ class Split:
         rank: int = 0,
         node_ranks: Sequence[int] | None = None,
         global_batch: int | None = None,
+        first_shard: int = 0,
     ) -> Ahead:
         """Bring shards before they are read: call `advance(consumed)` as the plan is walked, `close()` at the end.
 
         `node_ranks`: the ranks that share this machine's cache. `global_batch`: where it is another than the plan was
-        laid for. A local set has nothing to bring.
+        laid for. `first_shard`: the plan's number of this split's first shard, where the plan is of several splits. A
+        local set has nothing to bring.
 
         Raises:
             ValueError: the cache's limit is smaller than what these ranks read at a time.
         """
-        ranks = (rank,) if node_ranks is None else tuple(node_ranks)
+
+        def reads_of(ranks: Sequence[int], start: int, ahead: int) -> Reads:
+            found = plan.reads(start, ahead, world, ranks, global_batch=global_batch)
+            return found.within(first_shard, first_shard + len(self.shards))
+
         stream = Stream(
-            reads=lambda start, ahead: plan.reads(start, ahead, world, (rank,), global_batch=global_batch),
-            node_reads=lambda start, ahead: plan.reads(start, ahead, world, ranks, global_batch=global_batch),
+            reads=partial(reads_of, (rank,)),
+            node_reads=partial(reads_of, (rank,) if node_ranks is None else tuple(node_ranks)),
             consumed=consumed,
             batch=global_batch or plan.config.global_batch,
             epoch=plan.samples_per_epoch,

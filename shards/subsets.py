@@ -1,12 +1,12 @@
 """Parts of a split, fractions and exclusions: a map from a plan's positions to stored ones, a bit a sample."""
 
-import secrets
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.aside import aside
 from shards.identity import sample_id
 from shards.orders import Ints, locate, prefix_sums
 from shards.permutation import make_key, mix
@@ -93,9 +93,9 @@ def cached_codes(path: Path, make: Callable[[], Ints], count: int) -> Ints:
     """Classes int16[count] (-1: left out) from a file, mapped; made on first use, as `cached`."""
     if not (path.is_file() and path.stat().st_size == 2 * count):
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-        make().astype(np.int16).tofile(aside)
-        aside.replace(path)
+        codes = make().astype(np.int16)
+        with aside(path, shared=True, synced=False) as part:
+            codes.tofile(part)
     return np.memmap(path, np.int16, mode="r", shape=(count,))
 
 
@@ -105,7 +105,6 @@ def cached(path: Path, make: Callable[[], Bools], count: int) -> Bools:
         return np.unpackbits(np.fromfile(path, np.uint8), count=count).astype(bool)
     kept = make()
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")  # ranks may come together
-    np.packbits(kept).tofile(aside)
-    aside.replace(path)
+    with aside(path, shared=True, synced=False) as part:  # ranks may come together
+        np.packbits(kept).tofile(part)
     return kept

@@ -12,6 +12,7 @@ import matplotlib
 import numpy as np
 import torch
 
+from shards.aside import aside
 from shards.command_line import Parser, local_folder
 from shards.decoding import decode
 from shards.draws import DrawKeys
@@ -169,12 +170,8 @@ def write_view(
     steps, told = " → ".join(transform.names), preset if operators is not None else f"preset {preset}"
     with matplotlib.rc_context({"font.family": "DejaVu Sans"}):
         figure = picture(rows, f"{manifest.name} · {split} · {told}{phantom}", f"{made_by} · seed {seed} · {steps}")
-        aside = out.with_name(f".{out.stem}.partial.png")
-        try:
-            figure.savefig(aside)
-            aside.replace(out)
-        finally:
-            aside.unlink(missing_ok=True)
+        with aside(out, synced=False) as unfinished:
+            figure.savefig(unfinished, format="png")
     return out
 
 

@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 import os
-import secrets
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,9 +14,10 @@ from typing import Any, Self
 import numpy as np
 import xxhash
 
+from shards.aside import partial_path, sync_folder, write_aside
 from shards.identity import check_key, sample_id
 from shards.index import ENCODINGS, MAX_PIXELS, MAX_SIDE, columns_of, idx_text
-from shards.manifest import BLANK_LABEL, LabelView, ShardInfo, Task, sync_folder, write_aside
+from shards.manifest import BLANK_LABEL, LabelView, ShardInfo, Task
 from shards.metadata import Metadata, codes_of, rounded
 
 
@@ -60,9 +60,8 @@ class ShardWriter:
         self.stem = f"{split}-{shard_index:06d}"
         self.set_id, self.task, self.fields, self.alone = set_id, task, tuple(fields), alone
         self.info: ShardInfo | None = None
-        token = "" if alone else f".{secrets.token_hex(4)}"
-        self._aside = self.folder / f".{self.stem}.tar{token}.partial"
-        self._file: io.BufferedWriter | None = self._aside.open("wb")
+        self._part = partial_path(self.folder / f"{self.stem}.tar", shared=not alone)
+        self._file: io.BufferedWriter | None = self._part.open("wb")
         self._sha256, self._position = hashlib.sha256(), 0
         self._keys: dict[str, None] = {}
         self._labels: list[tuple[int, ...]] = []
@@ -204,7 +203,7 @@ class ShardWriter:
                 self._written.append(self.folder / f"{self.stem}{suffix}")
                 write_aside(self._written[-1], data, shared=not self.alone)
             self._file.close()
-            self._aside.replace(self.folder / f"{self.stem}.tar")
+            self._part.replace(self.folder / f"{self.stem}.tar")
             sync_folder(self.folder)
         except BaseException:
             self.abort()
@@ -224,7 +223,7 @@ class ShardWriter:
         if self._file is not None:
             self._file.close()
         self._file = None
-        self._aside.unlink(missing_ok=True)
+        self._part.unlink(missing_ok=True)
         for path in self._written if self.alone else []:  # another's files, it may be
             path.unlink(missing_ok=True)
 

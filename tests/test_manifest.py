@@ -1,15 +1,13 @@
 """pytest tests/test_manifest.py"""
 
 import json
-import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.manifest import MAX_MANIFEST_BYTES, Manifest, write_aside
+from shards.manifest import MAX_MANIFEST_BYTES, Manifest
 
 
 def changed(path: Path, **fields: object) -> bytes:
@@ -102,41 +100,3 @@ def test_mutated_bytes_are_read_rightly_or_refused(tiny_set: Path, data: st.Data
 def test_other_json_is_refused(content: bytes) -> None:
     with pytest.raises(ValueError):
         Manifest.parse(content)
-
-
-def test_an_interrupted_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "file"
-    write_aside(path, b"old")
-
-    def fail(descriptor: int) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr("os.fsync", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_aside(path, b"new")
-    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
-
-
-def test_many_writers_of_one_file_at_once(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    with ThreadPoolExecutor(8) as pool:
-        for _ in pool.map(lambda i: write_aside(path, bytes([i]) * 100_000, shared=True), range(64)):
-            data = path.read_bytes()
-            assert len(data) == 100_000 and len(set(data)) == 1
-    assert [each.name for each in tmp_path.iterdir()] == ["file"]
-
-
-def test_two_hosts_may_write_one_file_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their processes and threads may have the same numbers."""
-    monkeypatch.setattr("os.getpid", lambda: 7)
-    path, real, begun = tmp_path / "manifest.json", os.fsync, []
-
-    def fsync(descriptor: int) -> None:
-        if not begun:
-            begun.append(descriptor)
-            write_aside(path, b"the same", shared=True)
-        real(descriptor)
-
-    monkeypatch.setattr("os.fsync", fsync)
-    write_aside(path, b"the same", shared=True)
-    assert [found.name for found in tmp_path.iterdir()] == ["manifest.json"] and path.read_bytes() == b"the same"

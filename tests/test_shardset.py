@@ -33,6 +33,8 @@ def test_positions_run_over_unequal_shards(tiny_set: Path) -> None:
     every = split.rows(np.arange(60))
     for name in rows._fields:
         np.testing.assert_array_equal(getattr(rows, name), getattr(every, name)[[59, 0, 7, 29, 30, 6]])
+    np.testing.assert_array_equal(split.sides(), np.stack([every.heights, every.widths], axis=1))
+    np.testing.assert_array_equal(split.sides(np.array([59, 0])), split.sides()[[59, 0]])
     keys = [split.key(position) for position in range(60)]
     assert len(set(keys)) == 60
     np.testing.assert_array_equal(split.sample_ids(), sample_ids(split.manifest.set_id, keys))

@@ -3,22 +3,18 @@
 All that can be refused is refused before the run directory is made; it appears whole, by a rename.
 """
 
-import os
-import shutil
 import sys
-from collections.abc import Callable
 from contextlib import ExitStack
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
+from shards.aside import new_folder, write_aside
 from shards.executors import choose_executor
 from shards.host_executor import refuse_bits
-from shards.manifest import write_aside
 from shards.operators import CenterCrop, RandomCrop, RandomResizedCrop, Resize
 from shards.shardset import ShardSet
 from shards.storage import is_url
@@ -39,7 +35,7 @@ from train.optimisation import Rates, make_optimizer, scaled
 from train.progress import Progress
 from train.pulse import Pulse
 from train.reporting import Reporter, dumps
-from train.resharding import load_weights, read_whole
+from train.resharding import Whole, load_weights, read_whole
 from train.rundir import CONFIG_FILE, WeightsInfo, read_weights, save_weights
 from train.starts import make_start
 from train.stopping import Wish
@@ -81,17 +77,11 @@ def build(
     rates = Rates(config.schedule, lr, plan.steps(config.training.epochs), plan.samples_per_epoch / job.batch)
     init = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()} if ranks.first else {}
     join(ranks, device)
-    if resume:
-        agree(lambda: lock(folder, ends))
-    found, damaged = agree(lambda: checkpoints.newest(folder / "checkpoints")) if resume else (None, [])
-    whole = None
-    if found is not None and settings.stage >= 1 and found.world != ranks.world:
-        whole = read_whole(found.path, found.world, settings.stage)
-        load_weights(model, whole)
+    found, whole, damaged = _take_up(job, model, ends) if resume else (None, None, [])
     engine = equip(job, model, optimizer)
     if not resume:
         record = _record(job, list(layers), story)
-        agree(lambda: make_folder(folder, lambda made: _fill(made, record, init, job.info)))
+        agree(lambda: _make_run(folder, record, init, job.info))
         agree(lambda: lock(folder, ends))
     pulse = ends.enter_context(Pulse(ranks, folder, minutes=config.training.hang_minutes))
     reporter = Reporter(
@@ -109,6 +99,23 @@ def build(
         reporter.say(line)
     _say_beginning(trainer, resume)
     return trainer
+
+
+def _take_up(
+    job: Job, model: nn.Module, ends: ExitStack
+) -> tuple[checkpoints.Checkpoint | None, Whole | None, list[str]]:
+    """The run's newest checkpoint, and a line about each damaged one that was passed over; locks the run.
+
+    Where another number of ranks wrote it in parts, its content too, whose weights the model then has.
+    """
+    folder, stage, world = job.folder, job.settings.stage, job.ranks.world
+    agree(lambda: lock(folder, ends))
+    found, damaged = agree(lambda: checkpoints.newest(folder / "checkpoints"))
+    if found is None or stage == 0 or found.world == world:
+        return found, None, damaged
+    whole = read_whole(found.path, found.world, stage)
+    load_weights(model, whole)
+    return found, whole, damaged
 
 
 def equip(job: Job, model: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
@@ -216,8 +223,7 @@ def check_crop(job: Job) -> None:
     if isinstance(first, RandomCrop):
         drawn = job.drawn
         for start in range(0, len(drawn), INDEX_ROWS):  # the index of millions of images need not fit in memory
-            rows = job.training_split.rows(drawn[start : start + INDEX_ROWS])
-            first.check(np.stack([rows.heights, rows.widths], axis=1).astype(np.int64))
+            first.check(job.training_split.sides(drawn[start : start + INDEX_ROWS]))
 
 
 def start_of(job: Job) -> tuple[nn.Module, list[str]]:
@@ -294,25 +300,12 @@ def _record(job: Job, groups: list[str], story: list[str]) -> dict[str, object]:
     }
 
 
-def _fill(folder: Path, record: dict[str, object], init: dict[str, torch.Tensor], info: WeightsInfo) -> None:
-    (folder / "weights").mkdir()
-    (folder / "checkpoints").mkdir()
-    write_aside(folder / CONFIG_FILE, dumps(record, indent=1).encode())
-    save_weights(folder / "weights" / "init.safetensors", init, info)
-
-
-def make_folder(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Make a folder that appears with its content, or not at all. Raises ValueError where it is there already."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    try:
-        aside.mkdir()
-        fill(aside)
-        if folder.exists():
-            raise ValueError(f"{folder} exists: --resume {folder} goes on with it, --name NAME starts another")
-        aside.rename(folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+def _make_run(folder: Path, record: dict[str, object], init: dict[str, torch.Tensor], info: WeightsInfo) -> None:
+    with new_folder(folder, f"--resume {folder} goes on with it, --name NAME starts another") as part:
+        (part / "weights").mkdir()
+        (part / "checkpoints").mkdir()
+        write_aside(part / CONFIG_FILE, dumps(record, indent=1).encode())
+        save_weights(part / "weights" / "init.safetensors", init, info)
 
 
 def _say_beginning(trainer: Trainer, resume: bool) -> None:

@@ -6,7 +6,6 @@ has no whole trainer.json, or a file that does not match, is damaged; the one be
 """
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any, Protocol
 
 import xxhash
 
-from shards.manifest import sync_folder, write_aside
+from shards.aside import sync_file, sync_folder, write_aside
 
 STATE_FILE = "trainer.json"
 LATEST_FILE = "latest"
@@ -52,7 +51,7 @@ def seal(part: Path, state: Mapping[str, Any], *, world: int, stage: int) -> Pat
     final = part.with_name(part.name.removesuffix(PART))
     files = sorted(path for path in part.rglob("*") if path.is_file())
     for path in files:
-        _sync_file(path)
+        sync_file(path)
     listing = {path.relative_to(part).as_posix(): [path.stat().st_size, _digest(path)] for path in files}
     record = {"format": 1, "world": world, "stage": stage, "state": dict(state), "files": listing}
     write_aside(part / STATE_FILE, json.dumps(record).encode())
@@ -123,8 +122,3 @@ def _digest(path: Path) -> str:
         while block := file.read(1 << 22):
             hasher.update(block)
     return hasher.hexdigest()
-
-
-def _sync_file(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

@@ -58,7 +58,8 @@ def device_of(ranks: Ranks) -> torch.device:
 
 
 def join(ranks: Ranks, device: torch.device) -> None:
-    """Join the process group: gloo on the CPU, NCCL on GPUs."""
+    """Join the process group: gloo on the CPU, NCCL on GPUs. From here on cuDNN takes algorithms that repeat."""
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     import deepspeed
@@ -135,6 +136,15 @@ def _scale_losses(zero: Any) -> None:
         raise_error_at_min_scale=False,
     )  # fmt: skip
     zero.dynamic_loss_scale = True
+
+
+def train_mode(engine: nn.Module) -> None:
+    """Training mode, but for modules all of whose parameters are frozen: their BatchNorm statistics stay."""
+    engine.train()
+    for module in engine.modules():
+        own = list(module.parameters())
+        if own and not any(parameter.requires_grad for parameter in own):
+            module.eval()
 
 
 def agree(function: Callable[[], T]) -> T:

@@ -80,8 +80,7 @@ class Job:
         """float32[classes] on the job's device, from the images that the plan draws; None unless asked for."""
         if self.config.training.class_weights == "none":
             return None
-        stored = np.unique(self.plan.draw(np.arange(self.plan.num_samples)).positions)
-        counts = np.bincount(self.training_split.labels(stored), minlength=self.shards.num_classes)
+        counts = np.bincount(self.training_split.labels(self.drawn), minlength=self.shards.num_classes)
         return torch.tensor(balanced_weights(counts.tolist()), dtype=torch.float32, device=self.device)
 
     def training_loader(self, consumed: int = 0) -> Loader:
@@ -96,7 +95,7 @@ class Job:
     @cached_property
     def drawn_ids(self) -> np.ndarray:
         """Ids uint64[m] of the same images."""
-        return self.training_split.rows(self.drawn).sample_ids
+        return self.training_split.sample_ids(self.drawn)
 
     def evaluation_loader(self, split: Split | JoinedSplit) -> Loader:
         """This rank's part of one pass over a split, every sample once."""

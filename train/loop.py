@@ -19,12 +19,21 @@ from torch import Tensor, nn
 
 from shards.loader import Batch
 from train import checkpoints
-from train.engine import agree, first_word, plain_copy, save_engine, share_buffers, total, whole_state
+from train.engine import (
+    agree,
+    first_word,
+    plain_copy,
+    save_engine,
+    share_buffers,
+    total,
+    train_mode,
+    whole_state,
+)
 from train.evaluation import Scores, evaluate_split
 from train.job import Job
 from train.mixing import draw_mix, mix_images
 from train.monitoring import knn_metrics, show, wants_features
-from train.objective import divisor, stand_ins, total_weight, views_loss
+from train.objective import Inputs, divisor, stand_ins, total_weight, views_loss
 from train.optimisation import Rates
 from train.pictures import batch_grid
 from train.progress import Progress, merged, passed, step_seed
@@ -32,11 +41,7 @@ from train.pulse import Pulse
 from train.reporting import Reporter
 from train.resharding import Whole, load_optimizer
 from train.rundir import read_weights, save_weights
-from train.stopping import Wish
-
-
-class Preempted(Exception):
-    """A signal asked the run to stop; a checkpoint lies ready."""
+from train.stopping import Preempted, Wish
 
 
 class Diverged(ValueError):
@@ -78,14 +83,32 @@ class Trainer:
                 waited = loader.wait_seconds
                 progress.bad = merged(progress.bad, loader.bad)
                 self._validate_if_due()
-                if (ends := progress.step in (last, stop_after)) or self._epoch_ended():
+                ends = progress.step in (last, stop_after)
+                if ends or passed(progress.consumed, self.job.batch, self.samples_per_epoch):
                     self.save(must=ends)
         finally:
             loader.close()
         return progress.step >= last
 
     def _step(self, batch: Batch) -> None:
-        config, progress, world = self.job.config, self.progress, self.job.ranks.world
+        """One step of the optimizer over this rank's part of a global batch."""
+        training, progress = self.job.config.training, self.progress
+        inputs, weight = self._take_in(batch)
+        rate = self._set_rate()
+        mean = self._descend(inputs, weight, batch.sample_ids)
+        progress.step += 1
+        progress.consumed += self.job.batch
+        self._update_average()
+        if progress.step % training.log_every == 0 or progress.step == self.rates.total_steps:
+            record = {"epoch": self.epoch, "consumed": progress.consumed, "loss": mean, "lr": rate}
+            self.reporter.train(progress.step, record, last_step=self.rates.total_steps)
+
+    def _take_in(self, batch: Batch) -> tuple[Inputs, float]:
+        """The batch as it enters the net, and how much counts in the global one.
+
+        Saves where a checkpoint is due. Raises Preempted where any rank is to stop.
+        """
+        training, progress = self.job.config.training, self.progress
         labels, valid = batch.labels.to(self.job.device), batch.valid.to(self.job.device)
         views = [stand_ins(view, batch.valid).to(self.job.device) for view in batch.views]
         self.pulse.beat(f"step {progress.step + 1}, meeting the other ranks")
@@ -95,46 +118,45 @@ class Trainer:
             raise Preempted
         if save:
             self.save()
-        torch.manual_seed(step_seed(config.training.seed, progress.consumed, self.job.ranks.rank))
-        mixes = [draw_mix(config.training, progress.step, batch.sample_ids, valid, view.shape[2:]) for view in views]
+        torch.manual_seed(step_seed(training.seed, progress.consumed, self.job.ranks.rank))
+        mixes = [draw_mix(training, progress.step, batch.sample_ids, valid, view.shape[2:]) for view in views]
         views = [view if mix is None else mix_images(view, mix) for view, mix in zip(views, mixes, strict=True)]
         if not self._shown:
             self._show_batch(views[0])
-        rate = self._set_rate()
+        return Inputs(views, labels, valid, mixes), divisor(weight)
+
+    def _descend(self, inputs: Inputs, weight: float, sample_ids: Tensor) -> float:
+        """Backpropagate micro-batch by micro-batch, move the weights; the mean loss of the global batch."""
+        world = self.job.ranks.world
         micro = self.job.settings.micro_batch(world)
-        starts = range(0, len(valid), micro)
-        weight = divisor(weight)
-        scale = world * len(starts) / weight
-        losses, failed = 0.0, torch.zeros(len(valid), dtype=torch.bool)
+        parts = [slice(start, start + micro) for start in range(0, len(inputs.valid), micro)]
+        losses, failed = 0.0, torch.zeros(len(inputs.valid), dtype=torch.bool)
         train_mode(self.engine)
-        for start in starts:
-            part = slice(start, start + micro)
-            self.pulse.beat(f"step {progress.step + 1}, forward")
-            loss = views_loss(
-                self.engine,
-                [view[part] for view in views],
-                labels[part],
-                valid[part],
-                mixes=[None if mix is None else mix.part(part) for mix in mixes],
-                label_smoothing=config.training.label_smoothing,
-                class_weights=self.class_weights,
-            )
+        for part in parts:
+            self.pulse.beat(f"step {self.progress.step + 1}, forward")
+            loss = self._loss(inputs.part(part))
             if not math.isfinite(value := loss.item()):
-                failed[part] = valid[part].cpu()
-                if config.training.on_nan == "skip":
+                failed[part] = inputs.valid[part].cpu()
+                if self.job.config.training.on_nan == "skip":
                     loss, value = torch.stack([p.sum() for p in self.engine.module.parameters()]).sum() * 0, 0.0
             losses += value
-            self.pulse.beat(f"step {progress.step + 1}, backward")
-            self.engine.backward(loss * scale)
-            if start == starts[-1]:
-                mean = self._check_loss(losses, failed, batch.sample_ids) / weight
+            self.pulse.beat(f"step {self.progress.step + 1}, backward")
+            self.engine.backward(loss * (world * len(parts) / weight))
+            if part is parts[-1]:
+                mean = self._check_loss(losses, failed, sample_ids) / weight
             self.engine.step()
-        progress.step += 1
-        progress.consumed += self.job.batch
-        self._update_average()
-        if progress.step % config.training.log_every == 0 or progress.step == self.rates.total_steps:
-            record = {"epoch": self.epoch, "consumed": progress.consumed, "loss": mean, "lr": rate}
-            self.reporter.train(progress.step, record, last_step=self.rates.total_steps)
+        return mean
+
+    def _loss(self, part: Inputs) -> Tensor:
+        return views_loss(
+            self.engine,
+            part.views,
+            part.labels,
+            part.valid,
+            mixes=part.mixes,
+            label_smoothing=self.job.config.training.label_smoothing,
+            class_weights=self.class_weights,
+        )
 
     def _show_batch(self, images: Tensor) -> None:
         """The first rank's part of the first batch, as it enters the net."""
@@ -327,15 +349,3 @@ class Trainer:
         scaler = getattr(self.engine, "torch_autocast_z0_gradscaler", None)
         if scaler is not None and self.progress.scaler is not None:
             scaler.load_state_dict(self.progress.scaler)
-
-    def _epoch_ended(self) -> bool:
-        return passed(self.progress.consumed, self.job.batch, self.samples_per_epoch)
-
-
-def train_mode(engine: nn.Module) -> None:
-    """Training mode, but for modules all of whose parameters are frozen: their BatchNorm statistics stay."""
-    engine.train()
-    for module in engine.modules():
-        own = list(module.parameters())
-        if own and not any(parameter.requires_grad for parameter in own):
-            module.eval()

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from shards.manifest import write_aside
+from shards.aside import new_folder, write_aside
 from shards.shardset import ShardSet
 from train.assembly import (
     check,
@@ -35,7 +35,6 @@ from train.assembly import (
     equip,
     freeze_backbone,
     lock,
-    make_folder,
     settled,
     start_of,
     versions,
@@ -278,7 +277,8 @@ def _open(search: Search, ends: ExitStack) -> list[dict[str, Any]]:
     """
     folder, path = search.folder, search.folder / RECORD
     if not folder.exists():
-        make_folder(folder, lambda made: _write(search, {"kind": search.kind, "tries": []}, made))
+        with new_folder(folder) as part:
+            _write(search, {"kind": search.kind, "tries": []}, part)
     lock(folder, ends)
     if (folder / "lr_finder.svg").is_file() or not path.is_file():  # the figure comes last
         raise ValueError(f"{folder} exists: remove it, or give another --name")

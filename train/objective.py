@@ -7,12 +7,27 @@ DeepSpeed averages gradients over ranks.
 
 from collections.abc import Callable, Sequence
 from itertools import groupby
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from train.mixing import Mix
+
+
+class Inputs(NamedTuple):
+    """A rank's part of a global batch of b images, as it enters the net: on its device, mixed."""
+
+    views: list[Tensor]  # each float[b, channels, h, w]
+    labels: Tensor  # int64[b], or float[b, classes] with NaN for ignored
+    valid: Tensor  # bool[b]
+    mixes: list[Mix | None]  # one a view
+
+    def part(self, rows: slice) -> "Inputs":
+        """Some whole pairs of it."""
+        mixes = [None if mix is None else mix.part(rows) for mix in self.mixes]
+        return Inputs([view[rows] for view in self.views], self.labels[rows], self.valid[rows], mixes)
 
 
 def counted(labels: Tensor, valid: Tensor) -> Tensor:

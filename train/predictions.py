@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from shards.manifest import Task, write_aside
+from shards.aside import write_aside
+from shards.manifest import Task
 from shards.shardset import Split
 from train.evaluation import Predictions
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from shards.manifest import write_aside
+from shards.aside import write_aside
 
 
 def dumps(value: Any, **options: Any) -> str:

@@ -32,7 +32,7 @@ from train.config_file import load, read_file
 from train.data_config import shares
 from train.ds_settings import DeepSpeedSettings
 from train.flags import DEEPSPEED_FLAGS, parse_args
-from train.stopping import EXIT_PREEMPTED, Wish, ending_at_once
+from train.stopping import EXIT_PREEMPTED, Preempted, Wish, ending_at_once
 
 if TYPE_CHECKING:
     from train.evaluation import Predictions
@@ -186,16 +186,12 @@ def _train(
     args: argparse.Namespace, config: Config, settings: DeepSpeedSettings, shards: ShardSet, folder: Path
 ) -> int:
     # Heavy imports come after every check that needs none of them.
-    import torch
-
     from train import engine as engines
     from train.assembly import build
     from train.failures import explained
-    from train.loop import Preempted
 
     ranks = engines.ranks_from_environment()
     device = engines.device_of(ranks)
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     with ExitStack() as ends:
         wish = ends.enter_context(Wish())  # a signal before the first step is answered there
         ends.callback(engines.leave)
@@ -212,16 +208,12 @@ def _train(
 
 
 def _find_rate(kind: str, config: Config, settings: DeepSpeedSettings, shards: ShardSet, folder: Path) -> int:
-    import torch
-
     from train import engine as engines
     from train.failures import explained
-    from train.loop import Preempted
     from train.lr_finder import find_rate
 
     ranks = engines.ranks_from_environment()
     device = engines.device_of(ranks)
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     with ExitStack() as ends:
         ends.callback(engines.leave)
         with explained(folder, again="give the same command again"):
@@ -244,7 +236,7 @@ def _run(trainer: "Trainer", stop_after: int | None) -> int:
 
 def finish(trainer: "Trainer") -> None:
     """Score the best weights on validation and test, write predictions, then results.json: the mark of a run's end."""
-    from shards.manifest import write_aside
+    from shards.aside import write_aside
     from train.assessment import assess
     from train.engine import agree
     from train.models import create

@@ -9,7 +9,6 @@ need in their metadata: model, classes, normalisation, manifest digest, config.
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from shards.aside import aside
 from shards.fetching import shown_place
-from shards.manifest import sync_folder
 from shards.shardset import ShardSet
 from train.config import Config
 from train.reporting import read_metrics
@@ -67,17 +66,11 @@ class WeightsInfo:
 
 def save_weights(path: Path, state: Mapping[str, Tensor], info: WeightsInfo) -> None:
     """Write a state dict that timm loads strictly: aside, fsync, rename. Raises OSError, with nothing left, else."""
-    aside = path.with_name(f".{path.name}.partial")
     try:
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, aside, metadata=info.metadata())
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
-        aside.replace(path)
+        with aside(path) as part:
+            save_file({name: tensor.contiguous() for name, tensor in state.items()}, part, metadata=info.metadata())
     except SafetensorError as error:  # its word for a full disk
         raise OSError(f"{path} cannot be written: {error}") from None
-    finally:
-        aside.unlink(missing_ok=True)
-    sync_folder(path.parent)
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

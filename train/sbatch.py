@@ -17,10 +17,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from shards.aside import write_aside
 from shards.command_line import Parser
 from shards.errors import run_cli
 from shards.fetching import shown_place
-from shards.manifest import write_aside
 from shards.plan import check_world
 from train.data_config import shares
 from train.flags import parse_args as trainer_flags

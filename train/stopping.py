@@ -13,6 +13,10 @@ EXIT_PREEMPTED = 75
 NOTED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
+class Preempted(Exception):
+    """A signal asked the run to stop; a checkpoint lies ready."""
+
+
 class Wish:
     """Notes the signals instead of dying of them, for as long as it is entered. A second Ctrl-C interrupts."""
 

@@ -25,10 +25,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from shards.aside import write_aside
 from shards.command_line import Parser
 from shards.errors import run_cli
 from shards.fetching import shown_place
-from shards.manifest import write_aside
 from train import config as configs
 from train.config_file import nearest
 from train.flags import DEEPSPEED_FLAGS

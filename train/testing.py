@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from shards.manifest import write_aside
+from shards.aside import write_aside
 from train import ds_settings
 from train import engine as engines
 from train.assembly import settled

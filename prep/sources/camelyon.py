@@ -1,8 +1,6 @@
 """PatchCamelyon: 327,680 patches of 96 x 96 px in HDF5, tumour in the centre or not, official splits by slide."""
 
 import gzip
-import os
-import secrets
 import shutil
 import zlib
 from collections.abc import Iterator
@@ -14,6 +12,7 @@ from prep.hdf5 import open_images
 from prep.places import there
 from prep.records import RawDataset, Record
 from prep.tables import read_table
+from shards.aside import aside
 from shards.manifest import LabelView
 
 PARTS = {"train": "train", "valid": "val", "test": "test"}
@@ -43,13 +42,13 @@ def unpack(root: Path) -> None:
         ValueError: the file is damaged, or the folder cannot be written to.
     """
     for packed in packed_files(root):
-        aside = packed.with_name(f".{packed.stem}.{secrets.token_hex(4)}.partial")
         try:
-            with gzip.open(packed) as source, aside.open("wb") as target:
-                shutil.copyfileobj(source, target, 1 << 22)
-                target.flush()
-                os.fsync(target.fileno())
-            aside.replace(packed.with_suffix(""))
+            with (
+                aside(packed.with_suffix(""), shared=True) as part,
+                gzip.open(packed) as source,
+                part.open("wb") as file,
+            ):
+                shutil.copyfileobj(source, file, 1 << 22)
         except (EOFError, gzip.BadGzipFile, zlib.error):
             raise ValueError(f"{packed.name} is damaged or half-loaded: get it again") from None
         except OSError as error:
@@ -57,8 +56,6 @@ def unpack(root: Path) -> None:
                 f"{packed.name} cannot be unpacked beside itself ({error.strerror}): free space, or put links to the "
                 ".gz files into a folder that can be written to and name that with --raw"
             ) from None
-        finally:
-            aside.unlink(missing_ok=True)
 
 
 def read(root: Path) -> Iterator[Record]:
