@@ -44,6 +44,7 @@ TRAIN = ("--model", "resnet18", "--start", "ri", "--image-size", "64", "--global
 CHECKPOINT_EVERY = 10  # steps; a life of up to twice as many goes on by half of it on average
 MOST_PREP_KILLS = 40
 GROWTH = 1.05  # of the ranks' memory, at most
+WRONG_APART = 12  # requests of a shard between two wrong answers: two in a row say, rightly, that it was altered there
 MOST_WAITING = 3  # faults that wait for one shard: more in a row than a fetch has tries is a store that is down
 
 
@@ -130,7 +131,7 @@ def beat_conversion(raw: Path, out: Path, chance: random.Random, calm_seconds: f
     command = [sys.executable, *map(str, conversion(raw, out))]
     command[1] = str(ROOT / command[1])
     for kills in range(MOST_PREP_KILLS + 1):
-        patience = chance.uniform(0.3, 1.0) * calm_seconds if kills < MOST_PREP_KILLS else None
+        patience = chance.uniform(0.1, 0.5) * (1 + kills / 10) * calm_seconds if kills < MOST_PREP_KILLS else None
         with subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL) as process:
             try:
                 assert process.wait(timeout=patience) == 0, "the conversion failed"
@@ -223,12 +224,18 @@ def with_no_error(call: object) -> None:
 def faults(server: FaultyServer, seed: int) -> Iterator[Counter[str]]:
     """A fault every three seconds for one of the store's shards; what was injected."""
     chance, done, injected = random.Random(seed), threading.Event(), Counter[str]()
+    wrong: dict[str, int] = {}
 
     def inject() -> None:
         while not done.wait(3.0):
             names = sorted({request.name for request in server.requests if request.name.endswith(".tar")})
             if names:
-                fault, waiting = chance.choice(FAULTS), server.faults[chance.choice(names)]
+                fault, name = chance.choice(FAULTS), chance.choice(names)
+                waiting, asked = server.faults[name], len(server.asked(name))
+                if fault.kind == "wrong":
+                    if waiting or asked < wrong.get(name, -WRONG_APART) + WRONG_APART:
+                        continue
+                    wrong[name] = asked
                 if len(waiting) < MOST_WAITING:
                     waiting.append(Fault(fault.kind, 1, fault.value))
                     injected[fault.kind] += 1
