@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from faulty_server import FaultyServer, serve
 from made_runs import arguments
 
@@ -21,22 +20,15 @@ from train.rundir import open_run
 from train.study import name_of
 from train.study_table import cell
 
+pytestmark = pytest.mark.usefixtures("one_rank")
 SECRETS = ("alice", "wonderland", "topsecret", "hunter2hunter2")
 FAST = ["--model", "test_vit", "--start", "ri", "--image-size", "32", "--global-batch", "16", "--threads", "1"]
 FAST += ["--order", "windowed", "--cache", "fetched"]
 
 
 @pytest.fixture(autouse=True)
-def one_rank(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+def secret_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2hunter2")
-    monkeypatch.chdir(tmp_path)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

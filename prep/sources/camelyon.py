@@ -1,7 +1,6 @@
 """PatchCamelyon: 327,680 patches of 96 x 96 px in HDF5, tumour in the centre or not, official splits by slide."""
 
 import gzip
-import shutil
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from shards.manifest import LabelView
 
 PARTS = {"train": "train", "valid": "val", "test": "test"}
 FILE = "camelyonpatch_level_2_split_{part}_{kind}"
+MAX_UNPACKED_BYTES = 1 << 34  # the largest of the nine has 7.3 GB
 
 
 def slides(root: Path, part: str, count: int) -> list[str]:
@@ -39,7 +39,7 @@ def unpack(root: Path) -> None:
     """Unpack each .h5.gz beside itself, once: written aside, synced, renamed. The packed file stays.
 
     Raises:
-        ValueError: the file is damaged, or the folder cannot be written to.
+        ValueError: the file is damaged, larger than any of PatchCamelyon, or the folder cannot be written to.
     """
     for packed in packed_files(root):
         try:
@@ -48,7 +48,12 @@ def unpack(root: Path) -> None:
                 gzip.open(packed) as source,
                 part.open("wb") as file,
             ):
-                shutil.copyfileobj(source, file, 1 << 22)
+                while block := source.read(1 << 22):
+                    if file.tell() + len(block) > MAX_UNPACKED_BYTES:
+                        raise ValueError(
+                            f"{packed.name} unpacks to over {MAX_UNPACKED_BYTES} bytes: is this PatchCamelyon's?"
+                        )
+                    file.write(block)
         except (EOFError, gzip.BadGzipFile, zlib.error):
             raise ValueError(f"{packed.name} is damaged or half-loaded: get it again") from None
         except OSError as error:
