@@ -46,7 +46,10 @@ def main(args: argparse.Namespace) -> None:
 
 
 def distances_of(session: Session) -> torch.Tensor:
-    """Pixels between all patches of the session's model."""
+    """Pixels between all patches of the session's model.
+
+    float[patches, patches].
+    """
     embed: Any = session.model.patch_embed
     (rows, columns), (tall, wide) = embed.grid_size, embed.patch_size
     return patch_distances((rows, columns), (tall, wide))

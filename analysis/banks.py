@@ -41,7 +41,11 @@ class Bank:
     sample_ids: np.ndarray  # uint64[n]
 
     def layer(self, name: str, how: str = "auto") -> np.ndarray:
-        """float32[n, d] of one layer: "cls", "mean" or "both" where it has both; "auto" is cls."""
+        """float32[n, d] of one layer: "cls", "mean" or "both" where it has both; "auto" is cls.
+
+        Raises:
+            ValueError: an unknown pooling.
+        """
         if how not in HOWS:
             raise ValueError(f"unknown pooling {how!r}; known: {', '.join(HOWS)}")
         array = self.layers[name]

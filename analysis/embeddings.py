@@ -74,7 +74,11 @@ def gather(session: Session, splits: Sequence[str]) -> dict[str, Any]:
 
 
 def pca(features: np.ndarray, _neighbours: int, seed: int) -> dict[str, Any]:
-    """Two principal components, float64[n, 2], and their share of the variance."""
+    """Two principal components, float64[n, 2], and their share of the variance.
+
+    Raises:
+        ValueError: fewer than 2 images or 2 features.
+    """
     if min(features.shape) < 2:
         raise ValueError(f"a map wants at least 2 images and 2 features, got {features.shape}")
     found = PCA(2, svd_solver="full", random_state=seed).fit(np.float64(features))
@@ -82,7 +86,11 @@ def pca(features: np.ndarray, _neighbours: int, seed: int) -> dict[str, Any]:
 
 
 def umap_of(features: np.ndarray, neighbours: int, seed: int) -> dict[str, Any]:
-    """UMAP in two dimensions, float64[n, 2]; one thread, so that the same seed gives the same map."""
+    """UMAP in two dimensions, float64[n, 2]; one thread, so that the same seed gives the same map.
+
+    Raises:
+        ValueError: fewer than 3 images.
+    """
     count = min(neighbours, len(features) - 1)
     if count < 2:
         raise ValueError(f"UMAP wants at least 3 images, got {len(features)}")
@@ -132,7 +140,10 @@ def panel(
     found: Mapping[str, Any],
     width: int,
 ) -> str:
-    """One map coloured by one thing, with its key. Colour and shape both tell, so that neither is needed alone."""
+    """One map coloured by one thing, with its key. Colour and shape both tell, so that neither is needed alone.
+
+    `points` float64[n, 2]; `of` has the number of each point's name, -1 for none; `width` in pixels.
+    """
     number = np.array(of)
     groups = []
     for i, name in enumerate(names):

@@ -148,7 +148,10 @@ def of_starts(scores: np.ndarray, starts: np.ndarray) -> np.ndarray:
 
 
 def gains(wt: np.ndarray, st: np.ndarray, ri: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(WT / RI, (WT - ST) / WT), NaN where the divisor is not above 0."""
+    """(WT / RI, (WT - ST) / WT), NaN where the divisor is not above 0.
+
+    Scores float[k] of k comparisons each.
+    """
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(ri > 0, wt / ri, np.nan), np.where(wt > 0, (wt - st) / wt, np.nan)
 

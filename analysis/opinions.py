@@ -32,13 +32,19 @@ def canonical_correlations(first: Array, second: Array, *, centre: bool = True) 
 
 
 def cca_r2(first: Array, second: Array, *, centre: bool = True) -> float:
-    """Return the mean squared canonical correlation, 0..1, NaN where undefined (Kornblith et al., 2019, table 1)."""
+    """Return the mean squared canonical correlation, 0..1, NaN where undefined (Kornblith et al., 2019, table 1).
+
+    `first` [n, p] and `second` [n, q]: features of the same n images.
+    """
     found = canonical_correlations(first, second, centre=centre)
     return float(np.square(found).mean()) if len(found) else float("nan")
 
 
 def cca_mean(first: Array, second: Array, *, centre: bool = True) -> float:
-    """Return the mean canonical correlation, 0..1, NaN where undefined (Raghu et al., 2017)."""
+    """Return the mean canonical correlation, 0..1, NaN where undefined (Raghu et al., 2017).
+
+    `first` [n, p] and `second` [n, q]: features of the same n images.
+    """
     found = canonical_correlations(first, second, centre=centre)
     return float(found.mean()) if len(found) else float("nan")
 
@@ -127,7 +133,10 @@ def ceiling(features: Array, *, seed: int = 0, splits: int = 5) -> float:
 
 
 def image_halves(first: Array, second: Array, *, seed: int = 0) -> list[float]:
-    """Return CKA on two random halves of the images: how far the value moves when half the evidence goes."""
+    """Return CKA on two random halves of the images: how far the value moves when half the evidence goes.
+
+    `first` [n, p] and `second` [n, q]: features of the same n images.
+    """
     order = np.random.Generator(np.random.Philox(seed)).permutation(len(first))
     halves = np.sort(order[::2]), np.sort(order[1::2])
     return [_cka(np.asarray(first)[half], np.asarray(second)[half]) for half in halves]

@@ -30,7 +30,10 @@ def resampled_scores(
 
 
 def bounds(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """Percentile interval of resampled values, those that are NaN left out; NaN without any."""
+    """Percentile interval of resampled values, those that are NaN left out; NaN without any.
+
+    `values` float[k]; `level` is the share that lies between the two.
+    """
     defined = values[np.isfinite(values)]
     if not len(defined):
         return float("nan"), float("nan")

@@ -51,7 +51,10 @@ def main(args: argparse.Namespace) -> None:
 def exchanged_metrics(
     session: Session, exchanges: Mapping[str, Mapping[str, Tensor]], *, reuse: bool = True
 ) -> dict[str | None, dict[str, float]]:
-    """{None: metrics as trained, group: metrics with that group's tensors exchanged} over the session's split."""
+    """{None: metrics as trained, group: metrics with that group's tensors exchanged} over the session's split.
+
+    `exchanges`: group -> name of a tensor -> what takes its place, of the same shape.
+    """
     model, split = session.holding("end"), session.split()
     replay = Replay(model, session.groups, reuse=reuse)
     outputs: dict[str | None, list[np.ndarray]] = {}

@@ -35,7 +35,11 @@ SIDE = 112  # pixels of a tile
 
 
 def main(args: argparse.Namespace) -> None:
-    """Predict, choose cases, map them, write, tell."""
+    """Predict, choose cases, map them, write, tell.
+
+    Raises:
+        ValueError: a multi-label set.
+    """
     session = Session(args)
     if session.shards.task != "single-label":
         raise ValueError(f"{session.shards.manifest.name} is a multi-label set: there is no one predicted class to map")
@@ -53,7 +57,11 @@ def main(args: argparse.Namespace) -> None:
 
 
 def find_cases(session: Session, count: int) -> tuple[list[dict[str, Any]], torch.Tensor]:
-    """The surest right and the surest wrong predictions of the split, and their images float32[cases, c, h, w]."""
+    """The surest right and the surest wrong predictions of the split, and their images float32[cases, c, h, w].
+
+    Raises:
+        ValueError: no valid image came.
+    """
     model, split = session.holding("end"), session.split()
     key_of = {int(one): split.key(i) for i, one in enumerate(split.sample_ids())}
     kept: dict[bool, list[tuple[float, dict[str, Any], torch.Tensor]]] = {True: [], False: []}
@@ -123,7 +131,10 @@ def overlay(image: np.ndarray, found: np.ndarray) -> np.ndarray:
 
 
 def sheet(values: Mapping[str, Any], images: np.ndarray) -> str:
-    """Rows of right and of wrong cases, each as seen and with its map."""
+    """Rows of right and of wrong cases, each as seen and with its map.
+
+    `images` uint8[cases, h, w, 3].
+    """
     cases = values["cases"]
     parts, y = [f'<text class="title" x="8" y="18">{escape(values["about"])}</text>'], 30
     columns = max((sum(case["right"] == side for case in cases) for side in (True, False)), default=1)
@@ -154,7 +165,10 @@ def _tile(case: Mapping[str, Any], image: np.ndarray, found: np.ndarray, x: int,
 
 
 def jpeg(image: np.ndarray, quality: int = 82) -> str:
-    """An RGB image as a data: link."""
+    """An RGB image as a data: link.
+
+    `image` uint8[h, w, 3]; `quality` is libjpeg's, 0..100.
+    """
     done, encoded = cv2.imencode(".jpg", np.ascontiguousarray(image[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, quality])
     assert done
     return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode()

@@ -28,7 +28,11 @@ BLOCK_WIDTH = 4096  # features of a block of layers: 128 MB a product
 
 
 def u_centre(gram: Array) -> Float64:
-    """Return the U-centred copy [.., n, n] of Gram matrices [.., n, n]: zero diagonal, and rows that sum to zero."""
+    """Return the U-centred copy [.., n, n] of Gram matrices [.., n, n]: zero diagonal, and rows that sum to zero.
+
+    Raises:
+        ValueError: fewer than MIN_IMAGES images.
+    """
     n = gram.shape[-1]
     if n < MIN_IMAGES:
         raise ValueError(f"unbiased CKA needs at least {MIN_IMAGES} images, got {n}: raise --limit or --batch")
@@ -83,6 +87,9 @@ def hsic_of_sums(trace: Float64, sums: Float64) -> Float64:
     """Return HSIC_1 [L, L] from tr(K~ L~) [L, L] and the row sums of each K~ [L, n] (Song et al., 2012, eq. 5).
 
     The caller centres features at least roughly: the terms cancel, and a common mean would be what is left.
+
+    Raises:
+        ValueError: fewer than MIN_IMAGES images.
     """
     n = sums.shape[1]
     if n < MIN_IMAGES:
@@ -214,6 +221,9 @@ def batches_of(sample_ids: NDArray[np.integer], *, batch: int, seed: int) -> lis
     """Return the rows of each mini-batch: ids in keyed order, cut into parts whose sizes differ by one at most.
 
     A short last batch would be noisier than the others (or undefined, below four images), so none is left.
+
+    Raises:
+        ValueError: a batch below MIN_IMAGES.
     """
     if batch < MIN_IMAGES:
         raise ValueError(f"a batch of {batch} is too small for unbiased CKA: --batch {MIN_IMAGES} or more")

@@ -192,7 +192,10 @@ def resampled(runs: Sequence[Trained], draws: int, seed: int) -> Resampled | Non
 
 
 def rows_of(told: Told, keys: Sequence[str]) -> tuple[Labels, np.ndarray]:
-    """Labels and probabilities of some images, in that order."""
+    """Labels and probabilities of some images, in that order.
+
+    int64[n] or float[n, C], and float64[n, C].
+    """
     place = {key: row for row, key in enumerate(told.keys)}
     rows = [place[key] for key in keys]
     return told.labels[rows], told.probabilities[rows]

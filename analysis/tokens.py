@@ -237,7 +237,10 @@ class Reordered(Split):
         self._ends = self.shard_sizes.cumsum()
 
     def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Shard and row of positions in the new order."""
+        """Shard and row of positions in the new order.
+
+        All int64[n].
+        """
         return self._whole.locate(self._order[np.asarray(positions, np.int64).reshape(-1)])
 
     def _locate_one(self, position: int) -> tuple[int, int]:

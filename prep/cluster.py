@@ -118,7 +118,11 @@ class _Lonely:
 
 
 def run_elsewhere(task: Work, wanted: dict[str, str], root: Path) -> Outcome:
-    """A task on a worker, once it is sure that it would write the same bytes to the same place."""
+    """A task on a worker, once it is sure that it would write the same bytes to the same place.
+
+    Raises:
+        ValueError: the worker has other releases than those `wanted`, or does not see the folders.
+    """
     where, own = socket.gethostname(), versions(compress=task.compress)
     if other := sorted(name for name in wanted if own.get(name) != wanted[name]):
         name = other[0]

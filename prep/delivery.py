@@ -33,7 +33,11 @@ def _open(url: str) -> tuple[Any, str]:
 
 
 def deliver(folder: Path, names: Sequence[str], url: str) -> None:
-    """Put files of a folder to the URL, in this order, and see that each has its size there."""
+    """Put files of a folder to the URL, in this order, and see that each has its size there.
+
+    Raises:
+        OSError: a file did not arrive whole.
+    """
     store, base = _open(url)
     for name in names:
         source, target = folder / name, f"{base}/{name}"

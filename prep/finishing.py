@@ -26,7 +26,11 @@ def make_manifest(
     options: ConvertOptions,
     more_warnings: Sequence[str] = (),
 ) -> Manifest:
-    """The manifest, from the plan and what every shard turned out to hold."""
+    """The manifest, from the plan and what every shard turned out to hold.
+
+    Raises:
+        ValueError: a split has no image that decodes.
+    """
     dataset = plan.dataset
     view = dataset.views[dataset.default_view]
     splits = {}

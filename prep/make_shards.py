@@ -164,7 +164,11 @@ def own_dataset(args: argparse.Namespace, raw: Path) -> RawDataset:
 
 
 def output_place(given: str | None, name: str) -> tuple[Path, str | None]:
-    """(folder, URL or None). For a URL the folder is made only as FOLDER.private: what must not travel stays here."""
+    """(folder, URL or None). For a URL the folder is made only as FOLDER.private: what must not travel stays here.
+
+    Raises:
+        ValueError: a URL with user or password in it.
+    """
     if given is None:
         return Path("data/shards") / name, None
     if not is_url(given):
@@ -179,7 +183,11 @@ def output_place(given: str | None, name: str) -> tuple[Path, str | None]:
 
 
 def fold_options(args: argparse.Namespace) -> FoldOptions | None:
-    """Which split files to write besides, if any; wrong ones are told before anything is done."""
+    """Which split files to write besides, if any; wrong ones are told before anything is done.
+
+    Raises:
+        ValueError: flags that contradict each other or do nothing.
+    """
     if args.folds is None and args.repeats == 1:
         if args.keep_test:
             raise ValueError("--keep-test is of the split files of --folds or --repeats: give one of them, too")
@@ -202,7 +210,11 @@ def pixel_options(args: argparse.Namespace, dataset: RawDataset, short_side: int
 
 
 def main(args: argparse.Namespace) -> None:
-    """Convert and say what became of it."""
+    """Convert and say what became of it.
+
+    Raises:
+        ValueError: whatever the user can mend, in one line.
+    """
     name = (args.name if args.dataset in ("csv", "slides") else None) or args.dataset
     raw = open_place(args.raw or Path("data/raw") / name)
     dataset = own_dataset(args, raw) if args.dataset == "csv" else find_dataset(args.dataset)

@@ -36,7 +36,10 @@ def descriptor(image: np.ndarray) -> np.ndarray:
 
 
 def packed(values: np.ndarray) -> str:
-    """A descriptor as text, in 16-bit floats: 684 characters."""
+    """A descriptor as text, in 16-bit floats: 684 characters.
+
+    `values` float32[256].
+    """
     return base64.b64encode(values.astype("<f2").tobytes()).decode()
 
 

@@ -138,7 +138,11 @@ def _quoted(label: int | None) -> str:
 def assign_splits(
     dataset: RawDataset, root: Path, records: list[Record], options: ConvertOptions
 ) -> tuple[list[str], list[str], str]:
-    """(split a record, warnings, how in one sentence)."""
+    """(split a record, warnings, how in one sentence).
+
+    Raises:
+        ValueError: the dataset has no official split where one is asked for, or the split file does not fit.
+    """
     labels = np.array([[BLANK_LABEL if v is None else v for v in record.labels] for record in records])
     groups = [record.group for record in records]
     official = [record.split for record in records]

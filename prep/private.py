@@ -31,7 +31,11 @@ class PrivateFolder:
         self.path = out.with_name(f"{out.name}.private")
 
     def make(self) -> None:
-        """Create the folder with mode 0700, and take the mode back to that where it was opened."""
+        """Create the folder with mode 0700, and take the mode back to that where it was opened.
+
+        Raises:
+            ValueError: it cannot be made.
+        """
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.path.chmod(0o700)
@@ -81,7 +85,11 @@ class PrivateFolder:
             ) from None
 
     def salt(self, given: Path | None) -> bytes:
-        """The salt: that of `given` where named, else the one kept here, else a new one; kept here from then on."""
+        """The salt: that of `given` where named, else the one kept here, else a new one; kept here from then on.
+
+        Raises:
+            ValueError: the set was made with another salt, or `given` is no salt of 32 bytes.
+        """
         kept = self.path / "salt"
         if given is None:
             salt = _read_salt(kept) if kept.is_file() else secrets.token_bytes(SALT_BYTES)

@@ -33,7 +33,11 @@ def read_table(path: Path, required: tuple[str, ...]) -> Iterator[tuple[str, dic
 
 
 def open_table(path: Path) -> TextIO:
-    """The text of a table; of a store's, all of it at once."""
+    """The text of a table; of a store's, all of it at once.
+
+    Raises:
+        ValueError: no csv table in UTF-8.
+    """
     if not is_far(path):
         return path.open(newline="", encoding="utf-8-sig")
     try:

@@ -110,6 +110,9 @@ def read_region(path: Path, left: float, top: float, side: tuple[float, float], 
 
     `left`, `top` and `side` (width, height) are in pixels of level 0. What the scanner left out is white. Left and top
     are taken to the nearest whole pixel of the level: between two, OpenSlide interpolates, at four times the cost.
+
+    Raises:
+        UndecodableImage: the slide is damaged there.
     """
     import openslide
 

@@ -37,7 +37,10 @@ class Drawn:
     steps: tuple[tuple[str, Operator, Params], ...]
 
     def rows(self, chosen: np.ndarray) -> "Drawn":
-        """The parameters of some of the samples."""
+        """The parameters of some of the samples.
+
+        `chosen`: int64[m] or bool[b].
+        """
         return Drawn(tuple((name, op, {k: v[chosen] for k, v in p.items()}) for name, op, p in self.steps))
 
     def __getitem__(self, name: str) -> Params:

@@ -52,7 +52,10 @@ class DrawKeys:
     view: int = 0
 
     def rows(self, chosen: np.ndarray) -> "DrawKeys":
-        """The keys of some of the samples."""
+        """The keys of some of the samples.
+
+        `chosen`: int64[m] or bool[b].
+        """
         return DrawKeys(self.seed, self.epochs[chosen], self.sample_ids[chosen], self.occurrences[chosen], self.view)
 
     def uniform(self, operator: str, n: int, first_block: int = 0) -> np.ndarray:

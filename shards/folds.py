@@ -154,7 +154,10 @@ def write_folds(folder: Path, options: FoldOptions) -> dict[str, Any]:
 
 
 def prove(samples: Samples, codes: np.ndarray, manifest: Manifest) -> dict[str, Any]:
-    """Samples, groups and classes (default view) of each split, and the groups that each pair shares, counted."""
+    """Samples, groups and classes (default view) of each split, and the groups that each pair shares, counted.
+
+    `codes` uint8[n]: the number of each sample's split in SPLIT_ORDER.
+    """
     view = manifest.views[manifest.label_view]
     members = {SPLIT_ORDER[code]: codes == code for code in np.unique(codes)}
     groups = {name: np.unique(samples.groups[inside]) for name, inside in members.items()}

@@ -15,7 +15,11 @@ SALT_BYTES = 32
 
 
 def make_key(number: int, source: str, salt: bytes) -> str:
-    """The key of a sample: its running number (0..99999999) and 8 hex digits of the keyed hash of its source."""
+    """The key of a sample: its running number (0..99999999) and 8 hex digits of the keyed hash of its source.
+
+    Raises:
+        ValueError: a number outside that range.
+    """
     if not 0 <= number < 10**8:
         raise ValueError(
             f"sample number {number} is outside 0..99999999: make several sets and merge their training runs"
@@ -50,7 +54,11 @@ def group_hash(group: str, salt: bytes) -> int:
 
 
 def salt_digest(salt: bytes) -> str:
-    """What the manifest may tell of the salt: 32 hex digits. Equal digests mean comparable group hashes."""
+    """What the manifest may tell of the salt: 32 hex digits. Equal digests mean comparable group hashes.
+
+    Raises:
+        ValueError: a salt of another length.
+    """
     if len(salt) != SALT_BYTES:
         raise ValueError(f"the salt has {len(salt)} bytes, {SALT_BYTES} are wanted: was the private folder damaged?")
     return hashlib.blake2b(salt, digest_size=16, person=b"medshard-salt").hexdigest()

@@ -129,7 +129,11 @@ def read_columns(path: Path, tar_bytes: int | None = None) -> Columns:
 
 
 def parse_columns(data: bytes | mmap.mmap, name: str, tar_bytes: int | None = None) -> Columns:
-    """Check the bytes of a `.cols` file and lay arrays over them (no copy). `tar_bytes` bounds the offsets."""
+    """Check the bytes of a `.cols` file and lay arrays over them (no copy). `tar_bytes` bounds the offsets.
+
+    Raises:
+        ValueError: the bytes are no index, of a later version, damaged, or point outside the tar.
+    """
     view = memoryview(data)
     if len(view) < HEADER.size:
         raise _damaged(name, f"has {len(view)} bytes, a header alone has {HEADER.size}")

@@ -44,7 +44,11 @@ class Entry:
     components: list[tuple[str, int, int, str]]
 
     def component(self, *extensions: str) -> tuple[str, int, int, str] | None:
-        """The component with one of these extensions (the last part after a dot counts), if there is one."""
+        """The component with one of these extensions (the last part after a dot counts), if there is one.
+
+        Raises:
+            ValueError: it has several.
+        """
         found = [part for part in self.components if part[0].rpartition(".")[2].lower() in extensions]
         if len(found) > 1:
             raise ValueError(f"sample {self.key} has {len(found)} components of one kind: {found[0][3]}, {found[1][3]}")
@@ -138,6 +142,9 @@ def build(
 ) -> tuple[Columns, str]:
     """The columns and DALI's text index of a tar. `groups` maps keys to group hashes; else each sample is a group.
     `fields` are the set's metadata fields.
+
+    Raises:
+        ValueError: the tar is damaged, or its samples do not belong in one set.
     """
     entries = entries_of(path)
     names = ("offsets", "groups", "hashes", "sample_ids", "sizes", "heights", "widths", "encodings")
@@ -208,6 +215,9 @@ def mend(folder: Path, private: Path | None = None, say: Callable[[str], None] =
     """Make every index of a set again that is missing or damaged; returns how many. The tars must be whole.
 
     What the private folder gives must reproduce the index that the manifest has the hash of, byte for byte.
+
+    Raises:
+        ValueError: an index cannot be made again without what only the lost one held.
     """
     manifest = Manifest.read(folder)
     private = private or folder.with_name(f"{folder.name}.private")

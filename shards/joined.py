@@ -83,7 +83,11 @@ class JoinedSplit:
         ]
 
     def metadata(self, field: str, positions: np.ndarray | None = None) -> np.ndarray:
-        """Values of one metadata field, as `Split.metadata`."""
+        """Values of one metadata field, as `Split.metadata`.
+
+        Raises:
+            ValueError: not every set of the mixture holds that field.
+        """
         if field not in self.metadata_fields:
             raise ValueError(
                 f"metadata field {field!r} is not in all sets of the mixture; they share "
@@ -119,7 +123,10 @@ class JoinedSplit:
         return images, failures
 
     def targets(self, positions: np.ndarray, rows: Rows) -> np.ndarray:
-        """`labels` of positions whose `rows` are known; each split has a view of its own."""
+        """`labels` of positions whose `rows` are known; each split has a view of its own.
+
+        Shapes as of `Split.labels`.
+        """
         return self.labels(positions)
 
     @property

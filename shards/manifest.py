@@ -243,7 +243,11 @@ class Manifest(_Part):
 
     @classmethod
     def parse(cls, data: bytes, where: str = MANIFEST_NAME) -> "Manifest":
-        """Read a manifest from bytes; `where` names them in errors."""
+        """Read a manifest from bytes; `where` names them in errors.
+
+        Raises:
+            ValueError: no manifest of this release; one line says what is wrong.
+        """
         if (values := sum(data.count(mark) for mark in (b",", b"[", b"{"))) > MAX_MANIFEST_VALUES:
             raise ValueError(f"{where} has over {values} values, a manifest has at most {MAX_MANIFEST_VALUES}")
         try:

@@ -51,7 +51,13 @@ class Mixture(Plan):
         return out
 
     def deal(self, stream: Ints) -> tuple[Ints, Ints]:
-        """Which set each stream index goes to, and the index in that set's own stream: a bijection."""
+        """Which set each stream index goes to, and the index in that set's own stream: a bijection.
+
+        All int64[n].
+
+        Raises:
+            ValueError: a stream index below 0.
+        """
         if stream.size and stream.min() < 0:
             raise ValueError(f"samples consumed is {stream.min()}: give 0 or more")
         lanes = self.partitions if self.config.order == "windowed" else 1
@@ -64,7 +70,13 @@ class Mixture(Plan):
 
 
 def whole_shares(weights: Sequence[float]) -> Ints:
-    """The weights as whole numbers: the smallest in their ratio, or parts of 10,000. [.7, .3] becomes [7, 3]."""
+    """The weights as whole numbers: the smallest in their ratio, or parts of 10,000. [.7, .3] becomes [7, 3].
+
+    Returns int64[n].
+
+    Raises:
+        ValueError: weights that are not positive numbers, or one too small to count.
+    """
     values = np.asarray(weights, np.float64)
     if not values.size or not np.isfinite(values).all() or (values <= 0).any():
         raise ValueError(f"weights {list(weights)} must be positive numbers")

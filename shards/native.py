@@ -114,7 +114,10 @@ def _outside(height: int, width: int) -> ValueError:
 
 
 def jobs(count: int, size: tuple[int, int]) -> np.ndarray:
-    """Jobs that take the whole of images of this size as they are."""
+    """Jobs that take the whole of images of this size as they are.
+
+    A structured array [count] of JOB.
+    """
     made = np.zeros(count, JOB)
     made["cut_height"] = WHOLE
     made["full_height"], made["full_width"] = made["height"], made["width"] = size

@@ -52,12 +52,18 @@ def as_size(name: str, size: int | Sequence[int]) -> Size:
 
 
 def between(u: np.ndarray, low: float | np.ndarray, high: float | np.ndarray) -> np.ndarray:
-    """Uniforms stretched to low..high."""
+    """Uniforms stretched to low..high.
+
+    `u` float64[b, …] in (0, 1), bounds that broadcast to it.
+    """
     return low + u * (high - low)
 
 
 def below(u: np.ndarray, limit: np.ndarray | int) -> np.ndarray:
-    """Whole numbers 0 <= n < limit, int64."""
+    """Whole numbers 0 <= n < limit, int64.
+
+    `u` float64[b, …] in (0, 1), limits that broadcast to it.
+    """
     return np.minimum(np.floor(u * limit), np.asarray(limit) - 1).astype(np.int64)
 
 
@@ -92,7 +98,10 @@ class Operator:
         return " ".join(f"{name} {(np.round(value, 2) + 0).tolist()}" for name, value in shown.items())
 
     def draw(self, u: np.ndarray, sizes: np.ndarray, more: More) -> tuple[Params, np.ndarray]:
-        """Parameters and the sizes after the operator."""
+        """Parameters, each [b, …], and the sizes after the operator, int64[b, 2].
+
+        `u` float64[b, uniforms] in (0, 1); `sizes` int64[b, 2], height and width before it, in pixels.
+        """
         return {}, sizes
 
 

@@ -34,11 +34,17 @@ class Selection(Protocol):
     num_samples: int
 
     def positions(self, index: Ints) -> Ints:
-        """The stored position of each kept sample."""
+        """The stored position of each kept sample.
+
+        `index` int64[n] in 0..num_samples-1; int64[n].
+        """
         ...
 
     def shard_sizes(self, shard_starts: Ints) -> Ints:
-        """How many samples each shard keeps."""
+        """How many samples each shard keeps.
+
+        `shard_starts` int64[shards + 1]; int64[shards].
+        """
         ...
 
 

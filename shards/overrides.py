@@ -107,7 +107,11 @@ class SplitFile:
 
     @classmethod
     def read(cls, path: str | Path, manifest: Manifest) -> Self:
-        """Read a csv with the columns `key` and `split`."""
+        """Read a csv with the columns `key` and `split`.
+
+        Raises:
+            ValueError: a split of another name than train, val, test; a key that stands twice, or is none.
+        """
         rows, digest = _read_table(path, ["key", "split"])
         ids, order = _ids_in_order(rows, path, manifest.set_ids)
         found = {row["split"] for row in rows}

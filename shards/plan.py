@@ -143,7 +143,11 @@ class Plan:
         return math.ceil(round(epochs * self.samples_per_epoch, 6) / self.config.global_batch)
 
     def draw(self, stream: Ints) -> Draw:
-        """What comes at each stream index (int64[n], 0..), in any order, in constant time each."""
+        """What comes at each stream index (int64[n], 0..), in any order, in constant time each.
+
+        Raises:
+            ValueError: an index below 0.
+        """
         stream = np.asarray(stream, np.int64)
         if stream.size and stream.min() < 0:
             raise ValueError(f"samples consumed is {stream.min()}: give 0 or more")
@@ -196,6 +200,9 @@ def rank_places(global_batch: int, world: int, rank: int) -> Ints:
 
     A unit is the pair (2i, 2i + 1), so that mixing partners stay together, where every rank gets an even number; else a
     single position. Where the ranks divide the partitions a rank therefore keeps to its own partitions.
+
+    Raises:
+        ValueError: a rank outside 0..world-1.
     """
     if not 0 <= rank < world:
         raise ValueError(f"rank {rank} of {world}: give a rank within 0..{world - 1}")

@@ -27,7 +27,11 @@ MIN_SHARD_BYTES = 10_240  # the smallest tar there is
 
 
 def parse_size(text: str) -> int:
-    """Bytes from a text like `512MB` or `1.5GiB`."""
+    """Bytes from a text like `512MB` or `1.5GiB`.
+
+    Raises:
+        ValueError: another text, or a size below the smallest tar.
+    """
     found = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)\s*([A-Za-z]*)", text.strip())
     if found is None or found[2].lower() not in UNITS:
         raise ValueError(f"size {text[:40]!r} is not understood: write it like 512MB or 1.5GiB")

@@ -35,6 +35,9 @@ def write_set(
     `shard_size` counts samples: one number, or for a split the sizes of its shards (the last size repeats). `mean` and
     `std` are measured on the training split where they are not given. `details` sets further manifest fields.
     `fields` are the metadata fields (shards.metadata) that samples may tell.
+
+    Raises:
+        ValueError: `details` hold what is an argument, or a sample does not fit FORMAT.md.
     """
     if clash := sorted(
         {"name", "set_id", "task", "channels", "bits", "mean", "std", "splits", "metadata"} & set(details or {})

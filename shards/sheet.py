@@ -38,7 +38,10 @@ NOTE_LETTERS, MOST_NOTE_LINES = 165, 12
 
 
 def choose_examples(split: Split, seed: int, count: int) -> list[np.ndarray]:
-    """Positions of up to `count` samples of each class, drawn by `seed`: one array a class."""
+    """Positions of up to `count` samples of each class, drawn by `seed`: one array a class.
+
+    Each int64[k], rising.
+    """
     labels = split.labels()
     rng = np.random.default_rng(seed)
     chosen = []
@@ -213,7 +216,11 @@ def _draw_proof(axis: Axes, manifest: Manifest, splits: Sequence[Split]) -> None
 
 
 def write_sheet(shard_set: ShardSet, out: Path, *, seed: int = 0) -> Path:
-    """Write the sheet to a .png, .svg or .pdf file; the same set and seed give the same picture."""
+    """Write the sheet to a .png, .svg or .pdf file; the same set and seed give the same picture.
+
+    Raises:
+        ValueError: another suffix, no such folder, or an image that does not decode.
+    """
     if out.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise ValueError(f"{out.name}: a sheet is written as .png, .svg or .pdf")
     if not out.parent.is_dir():

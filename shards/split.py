@@ -251,7 +251,10 @@ class Split:
         return images, failures
 
     def targets(self, positions: np.ndarray, rows: Rows) -> np.ndarray:
-        """`labels` of positions whose `rows` are known."""
+        """`labels` of positions whose `rows` are known.
+
+        Shapes as of `labels`.
+        """
         return self._classify(rows.labels)
 
     def _bytes(self, info: ShardInfo, columns: Columns, row: int) -> memoryview:
@@ -317,7 +320,10 @@ def lookup_table(view: LabelView) -> np.ndarray:
 
 
 def classifier(view: LabelView, columns: Sequence[str], task: Task) -> Callable[[np.ndarray], np.ndarray]:
-    """The function from source labels int16[n, L] to targets: int64[n], or float32[n, classes] with NaN for ignored."""
+    """The function from source labels int16[n, L] to targets: int64[n], or float32[n, classes] with NaN for ignored.
+
+    The function raises ValueError for a source value that the view does not map.
+    """
     table = lookup_table(view)
 
     def single(labels: np.ndarray) -> np.ndarray:

@@ -216,7 +216,11 @@ def open_storage(
     cache_limit: int | None = None,
     patience: "Patience | None" = None,
 ) -> Storage:
-    """The storage of a set at a path or a URL. A URL needs a folder for the cache; see `remote.RemoteFolder`."""
+    """The storage of a set at a path or a URL. A URL needs a folder for the cache; see `remote.RemoteFolder`.
+
+    Raises:
+        ValueError: a URL or a packed set without a cache, or no manifest there.
+    """
     if not is_url(place) or str(place).startswith("file://"):
         path = Path(unquote(urlsplit(str(place)).path)) if is_url(place) else Path(place)
         local = LocalFolder(path)

@@ -57,6 +57,9 @@ def keep_fraction(fraction: float, groups: NDArray[np.uint64], strata: Ints, *, 
     groups: uint64[n]. strata: int64[n], 0.., usually the class. A group counts to the rarest stratum it has a sample
     of. The groups of a stratum stand in the order of a keyed hash; a group is kept where fewer than fraction x the
     stratum's samples stand before it, so each stratum misses its share by less than one group. Returns bool[n].
+
+    Raises:
+        ValueError: a fraction outside 0..1, or one that leaves nothing.
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction is {fraction}: give more than 0 and at most 1")
@@ -79,6 +82,8 @@ def keep_but(path: Path, split: Split) -> Bools:
     """All but the keys that a text file names, one a line; blank lines and lines with # are skipped.
 
     Keys of other splits may stand in the file. Raises ValueError where none of them is in this split.
+
+    Returns bool[n] over the split's positions.
     """
     lines = [line.strip() for line in path.read_text().splitlines()]
     keys = [line for line in lines if line and not line.startswith("#")]

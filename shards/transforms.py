@@ -124,7 +124,11 @@ def one_view(transform: AnyTransform) -> Transform:
 
 
 def operator_of(step: Mapping[str, Any]) -> Operator:
-    """One operator from data, as `transform_of` takes it."""
+    """One operator from data, as `transform_of` takes it.
+
+    Raises:
+        ValueError: an unknown operator or parameter, or a value out of range.
+    """
     name = step.get("op")
     if name not in OPERATORS:
         raise ValueError(f"unknown operator {name!r}; known: {', '.join(OPERATORS)}")

@@ -81,7 +81,11 @@ def make_row(
     seed: int,
     executors: Mapping[Literal["dali", "host"], Any],
 ) -> Row:
-    """One sample through each executor: in several epochs, or, of several views, in each of them in epoch 0."""
+    """One sample through each executor: in several epochs, or, of several views, in each of them in epoch 0.
+
+    Raises:
+        ValueError: the sample is damaged or does not decode.
+    """
     versions = 1 if isinstance(transform, Views) else versions
     drawn, code = draw_versions(split, transform, position, versions, seed)
     rows, image, key = split.rows(np.array([position])), split.read(position), split.key(position)
@@ -126,7 +130,10 @@ def stored_window(drawn: Drawn, row: int, size: tuple[int, int]) -> tuple[float,
 
 
 def label_of(shard_set: ShardSet, target: np.ndarray) -> str:
-    """The class of a sample, or the classes that it bears."""
+    """The class of a sample, or the classes that it bears.
+
+    `target` as of `Split.labels`: int64, or float32[classes].
+    """
     if shard_set.task == "single-label":
         return shard_set.classes[int(target)]
     return ", ".join(name for name, value in zip(shard_set.classes, target, strict=True) if value == 1) or "none"

@@ -78,7 +78,10 @@ class DrawnViews:
     views: tuple[Drawn, ...]
 
     def rows(self, chosen: np.ndarray) -> "DrawnViews":
-        """The parameters of some of the samples."""
+        """The parameters of some of the samples.
+
+        `chosen`: int64[m] or bool[b].
+        """
         return DrawnViews(self.before.rows(chosen), self.sizes[chosen], tuple(v.rows(chosen) for v in self.views))
 
     @property

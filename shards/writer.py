@@ -182,7 +182,12 @@ class ShardWriter:
         self._position += len(data)
 
     def close(self) -> ShardInfo:
-        """End the tar, write the indices, rename all three (the tar last) and return what the manifest needs."""
+        """End the tar, write the indices, rename all three (the tar last) and return what the manifest needs.
+
+        Raises:
+            ValueError: it would hold no sample.
+            OSError: no room, or a broken disk; nothing of the shard stays.
+        """
         try:
             if not self._keys:
                 raise ValueError(f"{self.stem}.tar would hold no sample: an empty shard is not written")

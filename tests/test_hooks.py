@@ -1,35 +1,16 @@
-"""Hooks leave nothing behind; pooling reads each family's layout; extraction is one pass."""
+"""Hooks leave nothing behind; pooling reads each family's layout."""
 
-from typing import NamedTuple
-
-import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from train.hooks import Layout, evaluating, extract, first_tensor, layout_of, pool, tapped
+from train.hooks import Layout, evaluating, first_tensor, layout_of, pool, tapped
 from train.layers import InputOf, embedding_tap, taps
 from train.models import create
 
 
-class Batch(NamedTuple):
-    images: Tensor
-    labels: Tensor
-    sample_ids: Tensor
-    valid: Tensor
-
-
 def small():
     return create("test_resnet", 3, img_size=32)
-
-
-def loader(n=10, size=4, seed=0, masked=()):
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.rand(n, 3, 32, 32, generator=generator)
-    for first in range(0, n, size):
-        index = torch.arange(first, min(n, first + size))
-        valid = torch.tensor([int(i) not in masked for i in index])
-        yield Batch(images[index], index % 3, index - 5, valid)
 
 
 def number_of_hooks(model):
@@ -104,66 +85,14 @@ def test_layouts_of_families(name, expected):
     assert layout_of(create(name, 2, img_size=32)) == expected
 
 
-def test_extract_keeps_the_loaders_order_and_drops_masked_samples():
-    model = small()
-    whole = extract(model, loader(), taps(model))
-    assert whole.num_samples == 10
-    np.testing.assert_array_equal(whole.labels, np.arange(10) % 3)
-    np.testing.assert_array_equal(whole.sample_ids.view(np.int64), np.arange(10) - 5)
-    assert whole.sample_ids.dtype == np.uint64
-    some = extract(model, loader(masked=(0, 7)), taps(model))
-    kept = np.setdiff1d(np.arange(10), [0, 7])
-    for name, array in some.arrays.items():
-        assert array.dtype == np.float32
-        np.testing.assert_array_equal(array, whole.arrays[name][kept])
-
-
-def test_extract_equals_a_forward_pass_by_hand():
-    model = small()
-    batch = next(loader(4))
-    features = extract(model, [batch], taps(model))
-    with evaluating(model), torch.inference_mode():
-        np.testing.assert_array_equal(features.arrays["fc"], model(batch.images).numpy())
-
-
-def test_extract_stops_at_the_limit_of_an_endless_loader():
-    def endless():
-        while True:
-            yield from loader(masked=(1,))
-
-    model = small()
-    features = extract(model, endless(), {"fc": taps(model)["fc"]}, limit=12)
-    np.testing.assert_array_equal(features.sample_ids.view(np.int64)[:9] + 5, [0, 2, 3, 4, 5, 6, 7, 8, 9])
-    assert features.num_samples == 12
-
-
-def test_extract_brings_every_modules_mode_back_and_takes_no_gradients():
+def test_every_modules_mode_comes_back_also_after_an_error():
     model = small().train()
     model.layer1.eval()
     before = [module.training for module in model.modules()]
-    running = model.bn1.running_mean.clone() if hasattr(model, "bn1") else None
-    extract(model, loader(), taps(model))
+    with pytest.raises(RuntimeError, match="on purpose"), evaluating(model):
+        assert not any(module.training for module in model.modules())
+        raise RuntimeError("on purpose")
     assert [module.training for module in model.modules()] == before
-    assert all(parameter.grad is None for parameter in model.parameters())
-    if running is not None:
-        torch.testing.assert_close(model.bn1.running_mean, running, rtol=0, atol=0)
-
-
-def test_extract_takes_a_pooling_function_of_ones_own():
-    model = small()
-    features = extract(model, loader(), {"stem": taps(model)["stem"]}, pool=lambda maps: maps.amax((2, 3)))
-    assert features.arrays["stem"].shape[0] == 10
-
-
-def test_extract_says_what_is_wrong():
-    model = small()
-    with pytest.raises(ValueError, match="no valid sample"):
-        extract(model, [], taps(model))
-    with pytest.raises(ValueError, match=r"layer stem pools to \(16,\), not to \[4, width\]: leave it out"):
-        extract(model, loader(), {"stem": taps(model)["stem"]}, pool=lambda maps: torch.zeros(16))
-    with pytest.raises(ValueError, match="never called lonely"):
-        extract(model, loader(), {"lonely": nn.Linear(2, 2)})
-    assert number_of_hooks(model) == 0
 
 
 def test_first_tensor_looks_into_tuples_lists_and_dicts():

@@ -11,7 +11,6 @@ from train.layers import (
     classifier_names,
     embedding_tap,
     group_index,
-    group_table,
     grouping,
     layer_groups,
     taps,
@@ -139,7 +138,7 @@ class Plain(nn.Module):
 def test_without_a_matcher_groups_are_top_level_modules_and_said_so():
     model = Plain()
     groups = layer_groups(model)
-    assert grouping(model) == "top-level modules" and "by top-level modules" in group_table(model)
+    assert grouping(model) == "top-level modules"
     assert list(groups) == ["stem", "last"] and "scale" in groups["stem"]
     assert_partition(model)
     assert taps(model)["stem"] is model.first[-1]  # the same output, also where a family calls the parts one by one
@@ -153,14 +152,6 @@ def test_the_classifier_is_known_by_its_keys():
     assert classifier_keys(headless) == ()
     with pytest.raises(ValueError, match="no classifier"):
         embedding_tap(headless)
-
-
-def test_the_table_counts_all_values():
-    model = hollow("resnet18")
-    rows = [line.split() for line in group_table(model).splitlines()[2:]]
-    total = sum(int(row[3].replace(",", "")) for row in rows)
-    assert total == sum(tensor.numel() for tensor in model.state_dict().values())
-    assert [row[1] for row in rows] == list(layer_groups(model))
 
 
 def test_a_group_is_wanted_by_name_or_count():

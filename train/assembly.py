@@ -147,7 +147,11 @@ def weights_info(config: Config, shards: ShardSet) -> WeightsInfo:
 
 
 def net_channels(config: Config, channels: int) -> int:
-    """Channels of the net for images of so many: the same, but three where grey images are to be repeated."""
+    """Channels of the net for images of so many: the same, but three where grey images are to be repeated.
+
+    Raises:
+        ValueError: images that are neither grey nor colour, where grey ones are to be repeated.
+    """
     if config.model.first_conv == "repeat" and channels not in (1, 3):
         raise ValueError(f"--first-conv repeat is for grey images, these have {channels} channels: take sum")
     return 3 if config.model.first_conv == "repeat" else channels
@@ -178,7 +182,11 @@ def settled(config: Config, shards: ShardSet, device: torch.device) -> Config:
 
 
 def check(job: Job) -> None:
-    """What only set, ranks and config together can tell."""
+    """What only set, ranks and config together can tell.
+
+    Raises:
+        ValueError: whatever does not fit, in one line.
+    """
     training, shards, world = job.config.training, job.shards, job.ranks.world
     check_metric(shards.manifest.target_metric, shards.task)
     check_units(shards.manifest, job.config.evaluation.units)

@@ -86,6 +86,8 @@ def by_unit(task: Task, labels: np.ndarray, scores: np.ndarray, member: np.ndarr
 
     Of two classes, and of each label of several, a unit is positive where any of its images is (a label that all
     ignore is ignored). Of more classes, units whose images disagree have no label: they are left out, and counted.
+
+    `labels` and `scores` as of `metrics.evaluate`; `member` int64[n], the unit of each image.
     """
     number = int(member.max()) + 1 if len(member) else 0
     sizes = np.bincount(member, minlength=number)
@@ -103,7 +105,10 @@ def by_unit(task: Task, labels: np.ndarray, scores: np.ndarray, member: np.ndarr
 def by_value(
     task: Task, labels: np.ndarray, scores: np.ndarray, values: np.ndarray, groups: np.ndarray, seed: int, draws: int
 ) -> dict[str, Any]:
-    """Value -> images, metrics and intervals of the images that have it."""
+    """Value -> images, metrics and intervals of the images that have it.
+
+    `labels` and `scores` as of `metrics.evaluate`; `values` [n], `groups` uint64[n].
+    """
     told = {}
     for value in sorted(set(values.tolist()), key=str):
         rows = np.flatnonzero(values == value)
@@ -117,7 +122,10 @@ def by_value(
 def told_apart(
     task: Task, labels: np.ndarray, scores: np.ndarray, groups: np.ndarray, seed: int, draws: int
 ) -> dict[str, Any]:
-    """`groups`, how many there are, and `intervals`, where draws are wanted and there is something to draw."""
+    """`groups`, how many there are, and `intervals`, where draws are wanted and there is something to draw.
+
+    `labels` and `scores` as of `metrics.evaluate`; `groups` uint64[n].
+    """
     told: dict[str, Any] = {"groups": len(np.unique(groups))}
     if draws and len(groups):
         found = intervals(task, labels, scores, groups, seed=seed, draws=draws)

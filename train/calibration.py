@@ -15,6 +15,8 @@ def calibration(task: Task, labels: np.ndarray, probabilities: np.ndarray) -> di
 
     Multi-label: of each label as two classes, on the samples where it is known, and the mean over labels that have any
     (its Brier score then is the squared distance of one probability, half of that of the pair).
+
+    `probabilities` [n, C].
     """
     if task == "single-label":
         return {"brier": brier(labels, probabilities), "ece": expected_calibration_error(labels, probabilities)}

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import xxhash
 
@@ -19,16 +19,6 @@ from shards.aside import sync_file, sync_folder, write_aside
 STATE_FILE = "trainer.json"
 LATEST_FILE = "latest"
 PART = ".part"
-
-
-class Engine(Protocol):
-    """What is used of a DeepSpeed engine."""
-
-    def save_checkpoint(self, save_dir: str, tag: str, save_latest: bool) -> Any:
-        """Write this rank's files into save_dir/tag."""
-
-    def load_checkpoint(self, load_dir: str, tag: str) -> Any:
-        """Read them back."""
 
 
 @dataclass(frozen=True)

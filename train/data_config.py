@@ -169,7 +169,11 @@ class Data(Section):
         return window_of(self.display_window, self.display_jitter if training else (0.0, 0.0))
 
     def image_channels(self, manifest: Manifest) -> int:
-        """Channels of an image when it reaches the net: the stored ones, or one a display window."""
+        """Channels of an image when it reaches the net: the stored ones, or one a display window.
+
+        Raises:
+            ValueError: several display windows on colour images.
+        """
         window = self.window_of(training=False)
         if window is None or window.count == 1:
             return manifest.channels

@@ -220,7 +220,11 @@ def hub() -> Iterator[Finding]:
 
 
 def nodes(hostfile: Path | None) -> Iterator[Finding]:
-    """This node's name, and ssh to the nodes of a hostfile."""
+    """This node's name, and ssh to the nodes of a hostfile.
+
+    Raises:
+        ValueError: no such hostfile.
+    """
     own = socket.gethostname()
     try:
         address = socket.gethostbyname(own)

@@ -134,7 +134,11 @@ def read(path: str | Path | None = None, **overrides: Any) -> DeepSpeedSettings:
 
 
 def parse(content: Mapping[str, Any], *, where: str = "ds_config.json", **overrides: Any) -> DeepSpeedSettings:
-    """As `read`, of a content that is already here."""
+    """As `read`, of a content that is already here.
+
+    Raises:
+        ValueError: no object, an unknown key, or a value that does not fit.
+    """
     if not isinstance(content, Mapping):
         raise ValueError(f"{where} holds a {type(content).__name__}, not an object")
     own = [name for name in DeepSpeedSettings.model_fields if name != "passed_on"]

@@ -1,14 +1,12 @@
-"""Features of a model's layers: hooks that remove themselves, pooling, and one pass over a loader for all layers.
+"""Features of a model's layers: hooks that remove themselves, and pooling.
 
-Legend: b batch, n samples, c channels, t tokens, d features.
+Legend: b batch, c channels, t tokens, d features.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,20 +27,6 @@ class Layout(NamedTuple):
 
 
 _PLAIN = Layout()
-
-
-@dataclass(frozen=True)
-class Features:
-    """Pooled activations of n samples in the loader's order."""
-
-    arrays: dict[str, np.ndarray]  # name -> float32[n, d]
-    labels: np.ndarray  # int64[n], or float32[n, classes] with NaN for ignored labels
-    sample_ids: np.ndarray  # uint64[n]
-
-    @property
-    def num_samples(self) -> int:
-        """How many samples there are."""
-        return len(self.sample_ids)
 
 
 @contextmanager
@@ -126,50 +110,6 @@ def pool(tensor: Tensor, how: How = "auto", layout: Layout = _PLAIN) -> Tensor:
     return torch.cat([tensor[:, 0], patch_mean], dim=1) if how == "both" else tensor[:, 0]
 
 
-def extract(
-    model: nn.Module,
-    loader: Iterable[Any],
-    taps: Mapping[str, Tap],
-    pool: How | Callable[[Tensor], Tensor] = "auto",
-    device: torch.device | str = "cpu",
-    limit: int | None = None,
-) -> Features:
-    """Pooled outputs of all taps in one pass over a loader of (images, labels, sample_ids, valid).
-
-    The model runs in evaluation mode on `device` without gradients; its modules' modes come back afterwards. Masked
-    samples are dropped; `limit` stops after that many samples (an endless loader needs it).
-
-    Raises ValueError where the loader gives no sample, or a tap was never called.
-    """
-    layout, how = layout_of(model), pool
-    pooled = how if callable(how) else lambda tensor: _pool(tensor, how, layout)
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in taps}
-    labels: list[np.ndarray] = []
-    ids: list[np.ndarray] = []
-    seen = 0
-    with evaluating(model), tapped(model, taps) as outputs, torch.inference_mode():
-        for batch_images, batch_labels, batch_ids, valid, *_ in loader:
-            keep = _kept(valid, None if limit is None else limit - seen)
-            outputs.clear()
-            model(batch_images.to(device))
-            _refuse_silent(taps, outputs)
-            for name in taps:
-                vectors = pooled(outputs[name])
-                if vectors.ndim != 2 or len(vectors) != len(keep):
-                    shape = tuple(vectors.shape)
-                    raise ValueError(f"layer {name} pools to {shape}, not to [{len(keep)}, width]: leave it out")
-                parts[name].append(vectors.float().cpu().numpy()[keep])
-            labels.append(batch_labels.cpu().numpy()[keep])
-            ids.append(batch_ids.cpu().numpy()[keep].view(np.uint64))
-            seen += int(keep.sum())
-            if limit is not None and seen >= limit:
-                break
-    if not seen:
-        raise ValueError("no valid sample came out of the loader: is the split empty?")
-    arrays = {name: np.concatenate(blocks) for name, blocks in parts.items()}
-    return Features(arrays, np.concatenate(labels), np.concatenate(ids))
-
-
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode within the block; every module's own mode comes back, also where part of a model was frozen."""
@@ -180,9 +120,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
-
-
-_pool = pool
 
 
 def _is_channels_last(tensor: Tensor, layout: Layout) -> bool:
@@ -206,7 +143,11 @@ def _attach(name: str, tap: Tap, outputs: dict[str, Tensor]) -> Callable[[], Non
 
 
 def first_tensor(value: object) -> Tensor:
-    """The tensor itself, or the first one in a tuple, list or dict (crossed branches, tokens with their size)."""
+    """The tensor itself, or the first one in a tuple, list or dict (crossed branches, tokens with their size).
+
+    Raises:
+        ValueError: there is none.
+    """
     if isinstance(value, Tensor):
         return value
     inner = value.values() if isinstance(value, dict) else value
@@ -215,16 +156,3 @@ def first_tensor(value: object) -> Tensor:
             if isinstance(item, Tensor | tuple | list | dict):
                 return first_tensor(item)
     raise ValueError(f"a tapped module gave {type(value).__name__} without a tensor in it: choose another layer")
-
-
-def _kept(valid: Tensor, room: int | None) -> np.ndarray:
-    keep = valid.cpu().numpy().astype(bool)
-    if room is not None:
-        keep &= np.cumsum(keep) <= room
-    return keep
-
-
-def _refuse_silent(taps: Mapping[str, Tap], outputs: dict[str, Tensor]) -> None:
-    silent = [name for name in taps if name not in outputs]
-    if silent:
-        raise ValueError(f"the forward pass never called {', '.join(silent)}: leave these layers out")

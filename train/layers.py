@@ -85,18 +85,6 @@ def classifier_keys(model: nn.Module) -> tuple[str, ...]:
     return tuple(key for key in model.state_dict() if key.startswith(prefixes)) if prefixes else ()
 
 
-def group_table(model: nn.Module) -> str:
-    """The groups as text for a run's log: number, name, tensors, values, first and last key."""
-    state = model.state_dict()
-    rows = [("group", "name", "tensors", "values", "first key", "last key")]
-    for i, (name, keys) in enumerate(layer_groups(model).items()):
-        values = sum(state[key].numel() for key in keys)
-        rows.append((str(i), name, str(len(keys)), f"{values:,}", keys[0], keys[-1]))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([f"layer groups by {grouping(model)}:", *lines])
-
-
 def group_index(names: Iterable[str], wanted: str | int) -> int:
     """How many leading groups `wanted` keeps: a count 0..n as it is, a name as its own place + 1 (that group included).
 

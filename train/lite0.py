@@ -53,7 +53,11 @@ def lite0_state() -> dict[str, torch.Tensor]:
 
 
 def timm_name(name: str) -> str:
-    """Timm's name for one of the package's tensors, such as _blocks.1._bn0.weight -> blocks.1.0.bn1.weight."""
+    """Timm's name for one of the package's tensors, such as _blocks.1._bn0.weight -> blocks.1.0.bn1.weight.
+
+    Raises:
+        ValueError: the package has another release than the one that is known.
+    """
     layer, _, tail = name.rpartition(".")
     inner = re.fullmatch(r"_blocks\.(\d+)\.(\w+)", layer)
     try:

@@ -2,6 +2,8 @@
 
 What is undefined is NaN with a warning, never a made-up number. Averages over classes, pairs of classes or labels run
 over those for which the part is defined, and a warning names the others (a class without a sample has no recall).
+
+The metrics of single labels take true classes int64[n] in 0..C-1 and probabilities float64[n, C].
 """
 
 import difflib

@@ -80,6 +80,9 @@ def show(job: Job, reporter: Reporter, found: Predictions, split: str, step: int
 
 
 def first_label(labels: np.ndarray, classes: list[str]) -> tuple[np.ndarray, list[str]]:
-    """One colour a point where images have several labels: the first that is 1, or none."""
+    """One colour a point where images have several labels: the first that is 1, or none.
+
+    `labels` int64[n], or float[n, classes]; int64[n] and the names of its values.
+    """
     positive = labels == 1
     return np.where(positive.any(1), positive.argmax(1), len(classes)), [*classes, "none of them"]

@@ -51,7 +51,10 @@ def nearest(queries: Tensor, bank: Tensor, own: int | None, k: int) -> tuple[Ten
 
 
 def largest(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row and where they are; ties at the k-th place go to the lower index."""
+    """The k largest of each row and where they are; ties at the k-th place go to the lower index.
+
+    `similarity` float[q, n]; float[q, k] and int64[q, k], in falling order.
+    """
     values, index = similarity.topk(k, dim=1)
     threshold = values[:, -1:]
     for row in ((similarity >= threshold).sum(1) > k).nonzero().flatten().tolist():
@@ -63,7 +66,10 @@ def largest(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def worth_candidates(bank: Tensor, k: int) -> bool:
-    """On a CPU, for banks far larger than k."""
+    """On a CPU, for banks far larger than k.
+
+    `bank` float[n, d].
+    """
     n, d = bank.shape
     return bank.device.type == "cpu" and n >= _MIN_BANK and n // _CHUNK >= 2 * k and d < 1 << 16
 

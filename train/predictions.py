@@ -108,6 +108,9 @@ def threshold_for(truth: np.ndarray, scores: np.ndarray, wanted: str, level: flo
 
 
 def rates(truth: np.ndarray, scores: np.ndarray, threshold: float) -> dict[str, float]:
-    """Sensitivity and specificity at a threshold."""
+    """Sensitivity and specificity at a threshold.
+
+    `truth` bool[n], `scores` float[n].
+    """
     positive = scores >= threshold
     return {"sensitivity": float(positive[truth].mean()), "specificity": float((~positive[~truth]).mean())}

@@ -21,7 +21,11 @@ def dumps(value: Any, **options: Any) -> str:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl; a last line that a crash cut short is left out."""
+    """The records of a metrics.jsonl; a last line that a crash cut short is left out.
+
+    Raises:
+        ValueError: a line before the last is not JSON.
+    """
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")

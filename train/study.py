@@ -241,7 +241,11 @@ def run_here(study: Study, parallel: int, tries: int) -> dict[str, str]:
 
 
 def run_submitted(study: Study, cluster: str, options: Mapping[str, Any], tries: int) -> dict[str, str]:
-    """Run what is missing as jobs of submitit (`slurm`, or `local` processes); as `run_here`."""
+    """Run what is missing as jobs of submitit (`slurm`, or `local` processes); as `run_here`.
+
+    Raises:
+        ValueError: the cluster cannot be reached.
+    """
     import submitit
 
     failed: dict[str, str] = {}

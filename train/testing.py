@@ -18,10 +18,12 @@ from train.rundir import open_run
 
 
 def test_run(args: argparse.Namespace, flags: dict[str, Any]) -> int:
-    """Print loss and metrics as JSON, and write them as test-SET-SPLIT.json, and the predictions as
-    .csv, beside the analyses.
+    """Print loss and metrics as JSON; they and the predictions lie beside the analyses, test-SET-SPLIT.json and .csv.
 
     The images are cut as in the run's own evaluation; flags of the data section change that.
+
+    Raises:
+        ValueError: a split, a set or flags that do not fit the weights.
     """
     run = open_run(args.test, flags.get("shards"), flags.get("model"))
     kept = (

@@ -20,7 +20,11 @@ MAX_UNPACKED_BYTES = 1 << 34  # the largest of the nine has 7.3 GB
 
 
 def slides(root: Path, part: str, count: int) -> list[str]:
-    """The slide of each patch from the meta table; without the table every patch is its own group."""
+    """The slide of each patch from the meta table; without the table every patch is its own group.
+
+    Raises:
+        ValueError: the table has another number of rows.
+    """
     table = root / f"{FILE.format(part=part, kind='meta')}.csv"
     if not there(table, table.name):
         return [f"{part} {row}" for row in range(count)]
@@ -64,7 +68,11 @@ def unpack(root: Path) -> None:
 
 
 def read(root: Path) -> Iterator[Record]:
-    """Yield the three official parts in file order."""
+    """Yield the three official parts in file order.
+
+    Raises:
+        ValueError: files are missing, still packed, or do not belong together.
+    """
     names = [f"{FILE.format(part=part, kind=kind)}.h5" for part in PARTS for kind in "xy"]
     CAMELYON.require(root)
     if packed := packed_files(root):

@@ -35,7 +35,11 @@ def told_by(name: str) -> dict[str, Value]:
 
 
 def label_of(name: str, where: str) -> int:
-    """0 normal, 1 benign, 2 cancer, from the first word of the file name."""
+    """0 normal, 1 benign, 2 cancer, from the first word of the file name.
+
+    Raises:
+        ValueError: another word.
+    """
     word = name.split("_")[0].lower()
     if word not in SOURCE_LABELS:
         raise ValueError(f"the file name in {where} starts with none of normal_, benign_, cancer_")
@@ -57,7 +61,11 @@ def read(root: Path) -> Iterator[Record]:
 
 
 def read_patches(root: Path) -> Iterator[Record]:
-    """Yield the patches of ddsm_labels/3class, or of 2class where that is all there is, in list order."""
+    """Yield the patches of ddsm_labels/3class, or of 2class where that is all there is, in list order.
+
+    Raises:
+        ValueError: a line is not a path and a label.
+    """
     DDSM_PATCHES.require(root, "ddsm_patches")
     three = root / "ddsm_labels" / "3class"
     given = any(there(three / f"{split}.txt") for split in ("train", "val", "test"))

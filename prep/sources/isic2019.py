@@ -35,7 +35,11 @@ def find_images(root: Path) -> dict[str, Path]:
 
 
 def read(root: Path) -> Iterator[Record]:
-    """Yield the rows of the ground truth. UNK rows are marked to be left out; a blank lesion id is its own group."""
+    """Yield the rows of the ground truth. UNK rows are marked to be left out; a blank lesion id is its own group.
+
+    Raises:
+        ValueError: a row does not mark exactly one class.
+    """
     ISIC2019.require(root, TRUTH, METADATA)
     rows = {row["image"]: row for _, row in read_table(root / METADATA, ("image", "lesion_id"))}
     images = find_images(root)
