@@ -26,12 +26,12 @@ from prep.layouts import LAYOUTS as FIRST_LAYOUTS
 from prep.layouts import Layout
 from prep.mammogram_layouts import LAYOUTS as MAMMOGRAM_LAYOUTS
 from prep.pool import deaf_to_ctrl_c
-from prep.progress import progress
 from prep.records import PHANTOM_MARKER
 from prep.slide_layouts import LAYOUTS as SLIDE_LAYOUTS
 from shards.aside import aside, write_aside
 from shards.command_line import Parser
 from shards.errors import run_cli
+from shards.progress import progress
 
 SALT_NAME = "phantom.salt"
 LAYOUTS: dict[str, Layout] = dict(sorted((FIRST_LAYOUTS | MAMMOGRAM_LAYOUTS | SLIDE_LAYOUTS).items()))
@@ -124,13 +124,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of all that is drawn")
     parser.add_argument("--size", type=int, help="short side in pixels (default: the dataset's, such as 1000 for DDSM)")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes")
-    parser.add_argument("--debug", action="store_true", help="traceback on errors")
+    parser.add_argument("--quiet", action="store_true", help="no progress, and no word where all is well")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> None:
     """Draw and say what comes next."""
-    draw_phantoms(args.dataset, args.out, args.num_images, args.seed, args.size, args.workers)
+    draw_phantoms(args.dataset, args.out, args.num_images, args.seed, args.size, args.workers, args.quiet)
+    if args.quiet:
+        return
     print(f"{args.num_images} phantoms in the layout of {args.dataset}: {args.out}")
     own = ["--name", "phantom-csv", "--group-column", "patient"] if args.dataset == "csv" else []
     flags = ["--dataset", args.dataset, *own, "--raw", str(args.out), "--out", f"data/shards/phantom-{args.dataset}"]

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import TypeVar
 
-from prep.progress import progress as make_bar
 from prep.tasks import Outcome, Stopped, Work, run_in_worker, start_worker
+from shards.progress import progress as make_bar
 
 T = TypeVar("T", bound=Work)
 Done = Callable[[T, Outcome], None]

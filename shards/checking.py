@@ -8,7 +8,6 @@ Prints what is wrong and ends with exit code 1, or says that all is well. `--fas
 import hashlib
 import json
 import mmap
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -30,6 +29,7 @@ from shards.manifest import BLANK_LABEL, MANIFEST_NAME, Manifest, ShardInfo
 from shards.metadata import codes_of
 from shards.overrides import SplitFile
 from shards.packing import unpack
+from shards.progress import progress
 from shards.shardset import open_columns
 from shards.storage import SPLITS_FOLDER
 from shards.words import counted
@@ -283,6 +283,14 @@ def _check_strays(folder: Path, known: set[str]) -> Iterator[Problem]:
             yield Problem(path.name, "is not in the manifest, so nothing reads it", fatal=False)
 
 
+def _num_shards(folder: Path) -> int:
+    """As the manifest says; 0 where none can be read, which `check_set` then tells."""
+    try:
+        return sum(len(split.shards) for split in Manifest.read(folder).splits.values())
+    except ValueError:
+        return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line of `python -m shards check` and of prep/check_shards.py; returns the exit code."""
     parser = Parser(
@@ -297,10 +305,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print problems and proof as one JSON document")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(argv)
-    from tqdm import tqdm
-
-    hidden = options.quiet or options.json or not sys.stderr.isatty()
-    with tqdm(unit=" shards", desc="checking", delay=1, disable=hidden) as bar:
+    with progress(_num_shards(options.folder), "checking", "shard", quiet=options.quiet or options.json) as bar:
         problems = check_set(
             options.folder,
             decode=not options.fast,

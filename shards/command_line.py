@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import difflib
+import json
 import os
 import re
 import sys
@@ -95,6 +96,21 @@ def local_folder(text: str) -> Path:
             "bench and sheet read URLs)"
         )
     return Path(text)
+
+
+def add_output_flags(parser: argparse.ArgumentParser) -> None:
+    """--json, --quiet and --debug, which mean the same in every tool that writes a set."""
+    parser.add_argument("--json", action="store_true", help="print what was made as one JSON document, no progress")
+    parser.add_argument("--quiet", action="store_true", help="no progress, and no word where all is well")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def tell(options: argparse.Namespace, made: dict[str, Any], text: str) -> None:
+    """Print what a tool made as its --json and --quiet ask: the document, nothing, or the text."""
+    if options.json:
+        print(json.dumps(made, indent=1, ensure_ascii=False))
+    elif not options.quiet:
+        print(text)
 
 
 def called(tool: str = "") -> str:

@@ -1,5 +1,6 @@
 """How every script of this project ends: one line for the user's mistake, a traceback only on request."""
 
+import errno
 import os
 import select
 import sys
@@ -10,6 +11,20 @@ from typing import NoReturn
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_NOT_READ = 141  # as of programs that SIGPIPE ends
+
+NEXT_STEPS = {
+    errno.ENOSPC: "free some space, then run the same command again",
+    errno.EDQUOT: "your quota is used up; free some of it, then run the same command again",
+    errno.EFBIG: "free some space, then run the same command again",
+    errno.EROFS: "choose another place (--out, or the folder that is named)",
+    errno.EACCES: "choose another place, or have its rights changed",
+    errno.EPERM: "choose another place, or have its rights changed",
+    errno.EEXIST: "choose another place, or move it away",
+    errno.ENOTDIR: "a file stands where a folder is wanted; choose another place",
+    errno.EISDIR: "a folder stands where a file is wanted; choose another place",
+    errno.ENOENT: "look for a mistake in the path",
+    errno.EMFILE: "raise the limit of open files (ulimit -n 65536), then run the same command again",
+}
 
 
 def run_cli(main: Callable[[], int | None], *, debug: bool = False) -> NoReturn:
@@ -27,7 +42,7 @@ def run_cli(main: Callable[[], int | None], *, debug: bool = False) -> NoReturn:
             sys.exit(EXIT_NOT_READ)
         if debug:
             traceback.print_exc()
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        print("error: " + " ".join(in_words(error).split()), file=sys.stderr)
         code = EXIT_USER_ERROR
     except KeyboardInterrupt:
         print("\nstopped; run the same command to go on", file=sys.stderr)
@@ -35,17 +50,35 @@ def run_cli(main: Callable[[], int | None], *, debug: bool = False) -> NoReturn:
     sys.exit(code if flush_output() else EXIT_NOT_READ)
 
 
+def in_words(error: ValueError | OSError) -> str:
+    """An error's text; one of the system's with its place and what to do instead of its number."""
+    if not isinstance(error, OSError) or error.errno not in NEXT_STEPS:
+        return str(error)
+    place = f"{error.filename}: " if error.filename is not None else ""
+    return f"{place}{error.strerror}: {NEXT_STEPS[error.errno]}"
+
+
 def flush_output() -> bool:
-    """Send out what was printed; False where nobody reads it any more, and then the rest goes nowhere in silence."""
+    """Send out what was printed; False where nobody reads it any more, and then the rest goes nowhere in silence.
+
+    A full disk under our output ends the process with one line.
+    """
+    if sys.stdout is None:  # closed by who started us: what we print goes nowhere
+        return True
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return False
+        if isinstance(error, BrokenPipeError):
+            return False
+        print(f"error: the output cannot be written: {in_words(error)}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
     return True
 
 
 def _nobody_reads() -> bool:
+    if sys.stdout is None:
+        return False
     poll = select.poll()
     poll.register(sys.stdout.fileno(), select.POLLOUT)
     return any(events & select.POLLERR for _, events in poll.poll(0))

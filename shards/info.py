@@ -6,6 +6,7 @@ python -m shards info data/shards/DDSM [--json]        or the URL of a set
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from shards.command_line import Parser
 from shards.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest
@@ -42,6 +43,15 @@ def describe(manifest: Manifest) -> str:
     if manifest.source.dataset:
         lines.append(f"source     {manifest.source.dataset}, {manifest.source.licence or 'licence unknown'}")
     return "\n".join(lines + [f"warning    {warning}" for warning in manifest.warnings])
+
+
+def totals(manifest: Manifest, place: str | Path) -> dict[str, Any]:
+    """What a tool that made a set prints under --json: where it lies, its digest, and each split's counts."""
+    splits = {
+        name: {"samples": split.samples, "groups": split.groups, "shards": len(split.shards)}
+        for name, split in manifest.splits.items()
+    }
+    return {"out": str(place), "digest": manifest.digest, "splits": splits, "warnings": manifest.warnings}
 
 
 def _shorten(text: str, most: int = 90) -> str:

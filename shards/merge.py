@@ -13,10 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from shards.aside import new_folder
-from shards.command_line import Parser, local_folder
+from shards.command_line import Parser, add_output_flags, local_folder, tell
+from shards.info import totals
 from shards.manifest import Grouping, Manifest, ShardInfo, Source, SplitInfo
+from shards.progress import progress
 from shards.reshard import copy_split, parse_size, shared_fields
 from shards.storage import open_columns
+from shards.words import counted
 from shards.writer import class_counts
 
 NO_SALT = "0" * 32
@@ -177,11 +180,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=local_folder, required=True, help="the folder to make")
     parser.add_argument("--name", help="what the new set is called (default: the folder's name)")
     parser.add_argument("--shard-size", default="256MB", help="about how large a tar becomes (default 256MB)")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_output_flags(parser)
     options = parser.parse_args(argv)
-    from tqdm import tqdm
-
-    with tqdm(unit=" shards", desc="merging", delay=1) as bar:
+    sets = [Manifest.read(folder) for folder in options.folders]
+    total = sum(len(split.shards) for manifest in sets for split in manifest.splits.values())
+    with progress(total, "merging", "shard", quiet=options.quiet or options.json) as bar:
         merged = merge(
             options.folders,
             options.out,
@@ -189,7 +192,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             shard_bytes=parse_size(options.shard_size),
             done=lambda _: bar.update() and None,
         )
-    print(f"{options.out}: {sum(split.samples for split in merged.splits.values())} samples")
-    for warning in merged.warnings:
-        print(f"warning: {warning}")
+    samples = sum(split.samples for split in merged.splits.values())
+    tell(options, totals(merged, options.out), f"{options.out}: {counted(samples, 'sample')}")
     return 0

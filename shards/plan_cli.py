@@ -4,8 +4,11 @@ Reads the manifest of a shard set and, where labels are replaced or a view is ch
 """
 
 import argparse
+import json
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +20,31 @@ from shards.words import counted
 
 PROVED_UNASKED = 1_000_000  # samples
 STREAM_CHUNK = 1 << 20  # samples drawn at a time by the proof
+
+
+@dataclass(frozen=True)
+class Proof:
+    """How often the samples of an epoch come: `missing` never (`allowed` by the tail), `repeated` more than once."""
+
+    epoch: int
+    world: int
+    read: int
+    missing: int
+    allowed: int
+    repeated: int
+
+    @property
+    def holds(self) -> bool:
+        """Whether each sample comes exactly once but for those that the tail leaves out."""
+        return not self.repeated and self.missing == self.allowed
+
+    def __str__(self) -> str:
+        if not self.holds:
+            missing = f"{counted(self.missing, 'sample')} missing ({self.allowed} expected)"
+            return f"NOT exactly once: {missing}, {self.repeated} more than once"
+        left_out = f", {self.missing} left out by the tail 'drop'" if self.missing else ""
+        who = f"the {self.world} ranks read" if self.world > 1 else "the rank reads"
+        return f"proved: in epoch {self.epoch} {who} {counted(self.read, 'sample')} exactly once{left_out}"
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -47,6 +75,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         action=argparse.BooleanOptionalAction,
         help="draw the whole epoch for every rank and count each sample (default: up to a million samples)",
     )
+    parser.add_argument("--json", action="store_true", help="print the plan and the proof as one JSON document")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser.parse_args(argv)
 
@@ -62,15 +91,48 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.prove is True and args.balance != "none":
         raise ValueError("--prove counts each sample once, --balance repeats the rare: drop one of the two")
     plan = Choice(args.fraction, args.fraction_seed, args.exclude, args.balance).plan(split, config)
-    print("\n".join(describe(plan, args.world, args.epoch, args.step)))
+    if not args.json:
+        print("\n".join(describe(plan, args.world, args.epoch, args.step)))
     small = plan.num_samples <= PROVED_UNASKED and args.balance == "none"
-    return prove(plan, args.world, args.epoch) if args.prove or (args.prove is None and small) else 0
+    proof = prove(plan, args.world, args.epoch) if args.prove or (args.prove is None and small) else None
+    if args.json:
+        print(json.dumps(document(plan, args.world, args.epoch, args.step, proof), indent=1))
+    elif proof is not None:
+        print(proof)
+    return int(proof is not None and not proof.holds)
+
+
+def first_consumed(plan: Plan, epoch: int, step: int) -> int:
+    """Samples consumed before the step: whole batches before the epoch's first, and `step` more."""
+    batch = plan.config.global_batch
+    return (-(-epoch * plan.samples_per_epoch // batch) + step) * batch
+
+
+def document(plan: Plan, world: int, epoch: int, step: int, proof: Proof | None) -> dict[str, Any]:
+    """The plan in numbers, the positions that each rank reads at the step (null: padding), and the proof if drawn."""
+    consumed = first_consumed(plan, epoch, step)
+    slices = [plan.slice(consumed, world, rank) for rank in range(world)]
+    return {
+        "samples": plan.num_samples,
+        "samples_per_epoch": plan.samples_per_epoch,
+        "config": asdict(plan.config),
+        "partitions": plan.partitions,
+        "world": world,
+        "epoch": epoch,
+        "step": consumed // plan.config.global_batch,
+        "consumed": consumed,
+        "ranks": [
+            [int(position) if valid else None for position, valid in zip(own.positions, own.valid, strict=True)]
+            for own in slices
+        ],
+        "proof": None if proof is None else asdict(proof) | {"holds": proof.holds},
+    }
 
 
 def describe(plan: Plan, world: int, epoch: int, step: int) -> list[str]:
     """Lines: the plan in numbers, then what each rank (at most 16 of them) reads at that step."""
     config, batch = plan.config, plan.config.global_batch
-    consumed = (-(-epoch * plan.samples_per_epoch // batch) + step) * batch
+    consumed = first_consumed(plan, epoch, step)
     order: str = config.order
     if order == "windowed":
         lowered = (
@@ -96,18 +158,11 @@ def _rank_line(plan: Plan, rank: int, own: Slice) -> str:
     return f"rank {rank}: {read} of epoch {epochs} from {counted(shards.size, 'shard')} ({named})"
 
 
-def prove(plan: Plan, world: int, epoch: int) -> int:
-    """Draw the epoch rank by rank and count how often each sample comes; 0 when the promise holds. A byte a sample."""
-    short, more = count_epoch(plan, world, epoch)
+def prove(plan: Plan, world: int, epoch: int) -> Proof:
+    """Draw the epoch rank by rank and count how often each sample comes. A byte a sample."""
+    missing, repeated = count_epoch(plan, world, epoch)
     allowed = plan.num_samples % plan.config.global_batch if plan.config.tail == "drop" else 0
-    if more or short != allowed:
-        print(f"NOT exactly once: {counted(short, 'sample')} missing ({allowed} expected), {more} more than once")
-        return 1
-    left_out = f", {short} left out by the tail 'drop'" if short else ""
-    read = counted(plan.num_samples - short, "sample")
-    who = f"the {world} ranks read" if world > 1 else "the rank reads"
-    print(f"proved: in epoch {epoch} {who} {read} exactly once{left_out}")
-    return 0
+    return Proof(epoch, world, plan.num_samples - missing, missing, allowed, repeated)
 
 
 def count_epoch(plan: Plan, world: int, epoch: int) -> tuple[int, int]:

@@ -7,10 +7,12 @@ python -m shards index downloads/tars --classes benign,malignant
 from collections.abc import Sequence
 from pathlib import Path
 
-from shards.command_line import Parser, local_folder
+from shards.command_line import Parser, add_output_flags, local_folder, tell
 from shards.foreign import index_foreign
 from shards.indexing import mend
-from shards.manifest import MANIFEST_NAME
+from shards.info import totals
+from shards.manifest import MANIFEST_NAME, Manifest
+from shards.words import counted
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,16 +27,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--private", type=Path, help="the set's private folder (default: NAME.private beside it)")
     parser.add_argument("--classes", help="foreign tars: class names, separated by commas (default: the labels)")
     parser.add_argument("--split", default="train", help="foreign tars not called train*, val*, test* (default train)")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_output_flags(parser)
     options = parser.parse_args(argv)
-    if not options.folder.is_dir():
-        raise ValueError(f"no folder {options.folder}: give the folder that holds the tars")
-    if (options.folder / MANIFEST_NAME).is_file():
-        mended = mend(options.folder, options.private)
-        print(f"{mended} indices made again" if mended else "every index was whole")
+    folder = options.folder
+    if not folder.is_dir():
+        raise ValueError(f"no folder {folder}: give the folder that holds the tars")
+    if (folder / MANIFEST_NAME).is_file():
+        mended = mend(folder, options.private)
+        text = f"{mended} indices made again" if mended else "every index was whole"
+        tell(options, totals(Manifest.read(folder), folder) | {"mended": mended}, text)
         return 0
     classes = options.classes.split(",") if options.classes else None
-    manifest = index_foreign(options.folder, classes=classes, split=options.split)
-    samples = sum(split.samples for split in manifest.splits.values())
-    print(f"{options.folder}: {samples} samples indexed; nothing is known of their patients")
+    manifest = index_foreign(folder, classes=classes, split=options.split)
+    samples = counted(sum(split.samples for split in manifest.splits.values()), "sample")
+    text = f"{folder}: {samples} indexed; nothing is known of their patients"
+    tell(options, totals(manifest, folder) | {"mended": 0}, text)
     return 0

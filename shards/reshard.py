@@ -13,11 +13,13 @@ from typing import Any
 import xxhash
 
 from shards.aside import new_folder
-from shards.command_line import Parser, local_folder
+from shards.command_line import Parser, add_output_flags, local_folder, tell
 from shards.index import ENCODING_NAMES, EXTENSION_ENCODINGS, Columns
 from shards.indexing import document_of, entries_of, metadata_of
+from shards.info import totals
 from shards.manifest import Manifest, MetadataField, ShardInfo, metadata_fields
 from shards.metadata import Metadata
+from shards.progress import progress
 from shards.storage import open_columns
 from shards.words import counted
 from shards.writer import ShardWriter
@@ -174,12 +176,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=local_folder, help="a shard set")
     parser.add_argument("out", type=local_folder, help="the folder to make")
     parser.add_argument("--shard-size", default="256MB", help="about how large a tar becomes (default 256MB)")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_output_flags(parser)
     options = parser.parse_args(argv)
-    from tqdm import tqdm
-
     size = parse_size(options.shard_size)
-    with tqdm(unit=" shards", desc="resharding", delay=1) as bar:
+    total = sum(len(split.shards) for split in Manifest.read(options.folder).splits.values())
+    with progress(total, "resharding", "shard", quiet=options.quiet or options.json) as bar:
         manifest = reshard(options.folder, options.out, size, lambda _: bar.update() and None)
-    print(f"{options.out}: {counted(sum(len(split.shards) for split in manifest.splits.values()), 'shard')}")
+    shards = sum(len(split.shards) for split in manifest.splits.values())
+    tell(options, totals(manifest, options.out), f"{options.out}: {counted(shards, 'shard')}")
     return 0

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from argparse import ArgumentTypeError
@@ -10,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from shards.__main__ import main as shards_main
 from shards.command_line import Parser, local_folder
+from shards.manifest import Manifest
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ("info", "check", "index", "plan", "bench", "view", "sheet", "reshard", "merge")
@@ -178,3 +181,31 @@ def test_a_password_is_not_shown_however_it_is_written(password: str) -> None:
     with pytest.raises(ArgumentTypeError) as caught:
         local_folder(f"https://user:{password}@host/set?sig=secret")
     assert "secret" not in str(caught.value) and "user" not in str(caught.value)
+
+
+@pytest.mark.parametrize("command", ["reshard SET OUT", "index SET"])
+def test_tools_that_write_a_set_tell_it_as_json_or_nothing(
+    command: str, tiny_set: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    whole = Path(shutil.copytree(tiny_set, tmp_path / "whole"))
+    words = command.replace("SET", str(whole))
+    for number, flag in enumerate(("--json", "--quiet")):
+        out = tmp_path / f"out{number}"
+        assert shards_main([*words.replace("OUT", str(out)).split(), flag]) == 0
+        told = capfd.readouterr()
+        assert not told.err
+        if flag == "--quiet":
+            assert not told.out
+            continue
+        made, manifest = json.loads(told.out), Manifest.read(out if "OUT" in command else whole)
+        assert made["digest"] == manifest.digest
+        assert {name: split["samples"] for name, split in made["splits"].items()} == {
+            name: split.samples for name, split in manifest.splits.items()
+        }
+
+
+@pytest.mark.parametrize("script", ["prep/check_shards.py", "prep/show_shards.py"])
+def test_the_thin_scripts_show_a_traceback_when_asked(script: str, tmp_path: Path) -> None:
+    told = run(f"{script} {tmp_path}/none --debug")
+    assert told.returncode == 2 and "Traceback" in told.stderr
+    assert "Traceback" not in run(f"{script} {tmp_path}/none").stderr

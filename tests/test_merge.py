@@ -1,5 +1,6 @@
 """pytest tests/test_merge.py"""
 
+import json
 from pathlib import Path
 
 import cv2
@@ -36,6 +37,15 @@ def part(
     grouping = Grouping(by="patient", salt_digest=salt_digest(salt), intersections=shared, how="by id")
     details = {"grouping": grouping} | dict(options)
     return write_set(folder, samples, name=letter, classes=["well", "sick"], details=details, set_id=set_id)
+
+
+def test_as_json_it_tells_what_was_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a = part(tmp_path / "a", "a", ["p", "q", "r", "r", "s", "t"])
+    b = part(tmp_path / "b", "b", ["u", "v", "w", "w", "x", "y"])
+    assert main(["merge", str(a.path), str(b.path), "--out", str(tmp_path / "ab"), "--json"]) == 0
+    told, merged = json.loads(capsys.readouterr().out), ShardSet(tmp_path / "ab").manifest
+    assert (told["out"], told["digest"]) == (str(tmp_path / "ab"), merged.digest)
+    assert told["splits"]["train"] == {"samples": 8, "groups": 6, "shards": 1}
 
 
 def test_samples_and_ids_stay_and_patients_are_counted(tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ from prep.convert import convert
 from prep.images import PixelOptions
 from prep.phantoms import LAYOUTS, SALT_NAME, draw_phantoms, main, parse_args
 from prep.planning import ConvertOptions
-from prep.progress import progress
 from prep.records import RawDataset
 from prep.sources import DATASETS, find_dataset
 from prep.sources.own_table import TableColumns, table_dataset
+from shards.progress import progress
 
 
 def digests(root: Path) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """The plan: exactly once, the same order for every world, resume anywhere. Run: pytest tests/test_plan.py"""
 
+import json
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -272,14 +273,28 @@ def test_the_command_shows_and_proves(tiny_set: Path, capsys: pytest.CaptureFixt
         plan_cli.main([str(tiny_set), "--world", "3", "--global-batch", "8"])
 
 
-def test_the_proof_sees_a_broken_plan(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_as_json_says_what_the_plan_says(tiny_set: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--world", "2", "--epoch", "1", "--step", "3", "--global-batch", "8", "--tail", "partial", "--json"]
+    assert plan_cli.main([str(tiny_set), *options]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["samples"], told["step"], told["consumed"]) == (60, 11, 88)
+    plan = Plan([60], PlanConfig(8, 0, tail="partial"), "")
+    assert [len(rank) for rank in told["ranks"]] == [plan.slice(88, 2, rank).valid.size for rank in range(2)]
+    assert len({place for rank in told["ranks"] for place in rank}) == 8
+    assert told["proof"] == {
+        "epoch": 1, "world": 2, "read": 60, "missing": 0, "allowed": 0, "repeated": 0, "holds": True,
+    }  # fmt: skip
+
+
+def test_the_proof_sees_a_broken_plan() -> None:
     class Twice(SequentialOrder):
         def __call__(self, index: Ints, epochs: Ints) -> tuple[Ints, Ints]:
             return index // 2, np.zeros_like(index)
 
     plan = Plan([10], PlanConfig(4, 0), order=Twice(10))
-    assert plan_cli.prove(plan, 2, 0) == 1
-    assert "NOT exactly once: 5 samples missing (0 expected), 5 more than once" in capsys.readouterr().out
+    proof = plan_cli.prove(plan, 2, 0)
+    assert not proof.holds
+    assert str(proof) == "NOT exactly once: 5 samples missing (0 expected), 5 more than once"
 
 
 def test_the_order_never_changes() -> None:

@@ -1,0 +1,66 @@
+"""How scripts end: a line for what the system refuses. Run: pytest tests/test_errors.py"""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shards.errors import NEXT_STEPS, in_words, run_cli
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def raising(error: BaseException):
+    def main() -> int:
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize("number", sorted(NEXT_STEPS), ids=errno.errorcode.get)
+def test_the_systems_refusals_say_where_and_what_to_do(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run_cli(raising(OSError(number, os.strerror(number), "data/set")))
+    line = capsys.readouterr().err
+    assert ended.value.code == 2 and line.count("\n") == 1
+    assert line == f"error: data/set: {os.strerror(number)}: {NEXT_STEPS[number]}\n" and "Errno" not in line
+
+
+def test_errors_of_ours_and_those_without_a_place_keep_their_words() -> None:
+    assert in_words(ValueError("label 7 is outside")) == "label 7 is outside"
+    assert in_words(OSError("no server")) == "no server"
+    assert in_words(OSError(errno.ENOSPC, "No space left on device")).startswith("No space left on device: free some")
+
+
+def test_ctrl_c_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run_cli(raising(KeyboardInterrupt()))
+    assert ended.value.code == 130 and capsys.readouterr().err == "\nstopped; run the same command to go on\n"
+
+
+def told(tiny_set: Path, output: str) -> subprocess.CompletedProcess[str]:
+    line = f"exec {sys.executable} -m shards info {tiny_set} {output}"
+    return subprocess.run(["bash", "-c", line], cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False)
+
+
+def test_a_full_disk_under_the_output_is_one_line(tiny_set: Path) -> None:
+    done = told(tiny_set, "> /dev/full")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ") and "No space left on device: free some space" in done.stderr
+
+
+def test_a_closed_output_is_no_error(tiny_set: Path) -> None:
+    done = told(tiny_set, ">&-")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_folder_that_cannot_be_made_is_told_with_its_place(tiny_set: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "set"
+    command = [sys.executable, "-m", "shards", "reshard", str(tiny_set), str(out), "--quiet"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"error: {tmp_path / 'file'}: ") and "choose another place" in done.stderr
