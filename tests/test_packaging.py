@@ -1,5 +1,6 @@
 """Wheel and sdist: built from a clean copy, installed elsewhere, run from outside the repository."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -69,3 +70,14 @@ def test_the_wheel_runs_from_outside_the_repository(built: Path, tmp_path: Path)
         helped = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
         assert helped.returncode == 0, helped.stderr
         assert "usage:" in helped.stdout
+
+
+def test_the_image_belongs_to_a_user_who_may_write_where_work_is_kept():
+    """A builder makes missing parents of a cache mount root's, so ~/.cache is made before, for the user."""
+    lines = (ROOT / "containers" / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
+    made = next(n for n, line in enumerate(lines) if line.startswith("RUN useradd"))
+    user = next(n for n, line in enumerate(lines) if line.startswith("USER 1000"))
+    mounts = [n for n, line in enumerate(lines) if "target=/home/medshard/" in line]
+    assert "install -d -o medshard -g medshard /home/medshard/.cache /home/medshard/medshard" in lines[made]
+    assert made < user < min(mounts) and not any(line.startswith("USER") for line in lines[user + 1 :])
+    assert re.search(r"^FROM python:3\.\d+\.\d+-slim-bookworm$", "\n".join(lines), re.MULTILINE)

@@ -6,13 +6,13 @@ import io
 import json
 import os
 import pickle
-import re
 import struct
 import tarfile
 import tomllib
 import zlib
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ import pytest
 import torch
 from huggingface_hub.errors import EntryNotFoundError
 from made_runs import arguments
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from test_report import write_run
 from trainings import train
 
@@ -197,19 +199,36 @@ def test_no_call_that_could_run_what_was_read(room: str):
                 assert "allow_pickle" not in options, f"{where}: numpy's default refuses pickles"
 
 
-def test_every_dependency_is_pinned():
+def pins() -> dict[str, str]:
+    """Name -> version of constraints.txt."""
+    lines = (line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if line[0] != "#")
+    return {canonicalize_name(name): version for name, version in lines}
+
+
+def needed(wanted: Iterable[str], extra: str, found: dict[str, str]) -> None:
+    """Put these requirements, and what they need in turn on this machine, into `found` (name -> installed version)."""
+    for requirement in map(Requirement, wanted):
+        name = canonicalize_name(requirement.name)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": extra}):
+            continue
+        if name not in found or requirement.extras:
+            distribution = metadata.distribution(name)
+            found[name] = distribution.version
+            for each in requirement.extras or {""}:
+                needed(distribution.requires or [], each, found)
+
+
+def test_all_that_is_installed_for_us_is_pinned_as_it_is_here():
+    """Not our own dependencies alone: theirs, too."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    pinned = {
-        re.split("==", line)[0].lower().replace("_", "-")
-        for line in (ROOT / "constraints.txt").read_text().splitlines()
-    }
-    installed = [
-        *project["dependencies"],
-        *(each for name in ("cuda13", "demo", "dev") for each in project["optional-dependencies"][name]),
-    ]
-    for wanted in installed:
-        name = re.match(r"[A-Za-z0-9._-]+", wanted)
-        assert name and name.group().lower().replace("_", "-") in pinned, f"{wanted} is not pinned in constraints.txt"
+    extras, found = project["optional-dependencies"], dict[str, str]()
+    needed(project["dependencies"], "", found)
+    for extra in extras.keys() - {"cuda12"}:  # the other CUDA's
+        needed(extras[extra], "", found)
+    assert len(found) > 200
+    known = pins()
+    assert {name: version for name, version in found.items() if known.get(name) != version} == {}
+    assert {canonicalize_name(Requirement(each).name) for each in extras["cuda12"]} <= known.keys()
 
 
 EVIL = "<script>alert(1)</script>"
