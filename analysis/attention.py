@@ -109,5 +109,10 @@ def text(values: Mapping[str, Any]) -> list[str]:
     return [*table(rows), f"same attention everywhere: {number(values['uniform'])} pixels"]
 
 
+def command_line() -> argparse.ArgumentParser:
+    """The flags of this script, and those of all."""
+    return parser(__doc__)
+
+
 if __name__ == "__main__":
-    launch(parser(__doc__), main)
+    launch(command_line(), main)

@@ -225,7 +225,8 @@ def text(values: Mapping[str, Any]) -> list[str]:
     return table(rows)
 
 
-if __name__ == "__main__":
+def command_line() -> argparse.ArgumentParser:
+    """The flags of this script, and those of all."""
     made = parser(__doc__)
     made.add_argument("--features", choices=("pooled", "tokens"), default="pooled", help="default pooled")
     made.add_argument(
@@ -243,4 +244,8 @@ if __name__ == "__main__":
     )
     made.add_argument("--study-exact", action="store_true", help="the published study's numbers, mistakes and all")
     made.add_argument("--against", type=Path, help="another run of the same shard set: ends are compared")
-    launch(made, main)
+    return made
+
+
+if __name__ == "__main__":
+    launch(command_line(), main)

@@ -86,9 +86,14 @@ def _nan(value: float | None) -> float:
     return float("nan") if value is None else float(value)
 
 
-if __name__ == "__main__":
+def command_line() -> argparse.ArgumentParser:
+    """The flags of this script, and those of all."""
     made = parser(__doc__)
     made.add_argument(
         "--pool", choices=("auto", "cls", "mean", "both"), default="mean", help="of tokens (default mean)"
     )
-    launch(made, main)
+    return made
+
+
+if __name__ == "__main__":
+    launch(command_line(), main)

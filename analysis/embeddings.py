@@ -169,9 +169,14 @@ def text(values: Mapping[str, Any]) -> list[str]:
     return [*lines, f"PCA's two directions hold {share:.1%} of the variance"]
 
 
-if __name__ == "__main__":
+def command_line() -> argparse.ArgumentParser:
+    """The flags of this script, and those of all."""
     made = parser(__doc__)
     made.add_argument("--splits", default="train,test", help="splits on one map, by commas (default train,test)")
     made.add_argument("--neighbours", type=int, default=15, help="of UMAP (default 15)")
     made.add_argument("--methods", choices=("both", "pca"), default="both", help="PCA and UMAP, or PCA alone")
-    launch(made, main)
+    return made
+
+
+if __name__ == "__main__":
+    launch(command_line(), main)

@@ -116,9 +116,14 @@ def text(values: Mapping[str, Any]) -> list[str]:
     return table(rows) + ([f"note: {values['remark']}"] if values["remark"] else [])
 
 
-if __name__ == "__main__":
+def command_line() -> argparse.ArgumentParser:
+    """The flags of this script, and those of all."""
     made = parser(__doc__, split="train")
     made.add_argument("--source", type=Path, required=True, help="shard set of the source images")
     made.add_argument("--source-split", help="its split (default: as --split)")
     made.add_argument("--state", choices=("start", "end"), default="start", help="whose features (default start)")
-    launch(made, main)
+    return made
+
+
+if __name__ == "__main__":
+    launch(command_line(), main)

@@ -268,7 +268,12 @@ def flags(description: str) -> argparse.ArgumentParser:
     return made
 
 
-if __name__ == "__main__":
+def command_line() -> argparse.ArgumentParser:
+    """The flags of this script, and those of all."""
     made = flags(__doc__)
     made.add_argument("--fid", nargs="+", metavar="SET=NUMBER", help="distances for the x axis, or: published")
-    launch(made, main)
+    return made
+
+
+if __name__ == "__main__":
+    launch(command_line(), main)

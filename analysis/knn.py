@@ -142,9 +142,14 @@ def _value(value: float | None) -> float:
     return float("nan") if value is None else value
 
 
-if __name__ == "__main__":
+def command_line() -> argparse.ArgumentParser:
+    """The flags of this script, and those of all."""
     made = parser(__doc__)
     made.add_argument("--k", type=int, help="neighbours; default: the manifest's")
     made.add_argument("--temperature", type=float, default=0.1, help="of the weights exp(similarity / T) (default 0.1)")
     made.add_argument("--study-exact", action="store_true", help="the published study's numbers, mistakes and all")
-    launch(made, main)
+    return made
+
+
+if __name__ == "__main__":
+    launch(command_line(), main)

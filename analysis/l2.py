@@ -89,7 +89,12 @@ def text(measured: dict[str, dict[str, Change]]) -> list[str]:
     return table(rows)
 
 
-if __name__ == "__main__":
+def command_line() -> argparse.ArgumentParser:
+    """The flags of this script, and those of all."""
     made = parser(__doc__)
     made.add_argument("--study-exact", action="store_true", help="the published study's number, mistakes and all")
-    launch(made, main)
+    return made
+
+
+if __name__ == "__main__":
+    launch(command_line(), main)

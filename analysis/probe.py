@@ -86,12 +86,13 @@ def _probe(
     )
 
 
-def flags(made: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """The flags of this script alone."""
+def command_line() -> argparse.ArgumentParser:
+    """The flags of this script, and those of all."""
+    made = parser(__doc__)
     made.add_argument("--pool", choices=("cls", "mean", "both", "all"), default="both", help="of tokens (default both)")
     made.add_argument("--strength", type=float, help="of the penalty, a sample; default: chosen on validation")
     return made
 
 
 if __name__ == "__main__":
-    launch(flags(parser(__doc__)), main)
+    launch(command_line(), main)

@@ -96,10 +96,15 @@ def text(values: Mapping[str, Any]) -> list[str]:
     return table(rows)
 
 
-if __name__ == "__main__":
-    torch.set_grad_enabled(False)
+def command_line() -> argparse.ArgumentParser:
+    """The flags of this script, and those of all."""
     made = parser(__doc__)
     made.add_argument(
         "--to", choices=tuple(NAMES), default="start", help="what the group's tensors become (default start)"
     )
-    launch(made, main)
+    return made
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    launch(command_line(), main)

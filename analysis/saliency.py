@@ -181,7 +181,12 @@ def text(values: Mapping[str, Any]) -> list[str]:
     return table(rows)
 
 
-if __name__ == "__main__":
+def command_line() -> argparse.ArgumentParser:
+    """The flags of this script, and those of all."""
     made = parser(__doc__)
     made.add_argument("--cases", type=int, default=8, help="right ones and wrong ones, each at most (default 8)")
-    launch(made, main)
+    return made
+
+
+if __name__ == "__main__":
+    launch(command_line(), main)

@@ -110,9 +110,14 @@ def text(values: Mapping[str, Any]) -> list[str]:
     return table(rows)
 
 
-if __name__ == "__main__":
+def command_line() -> argparse.ArgumentParser:
+    """The flags of this script, and those of all."""
     made = parser(__doc__)
     made.add_argument(
         "--pool", choices=("auto", "cls", "mean", "both"), default="both", help="of tokens (default both)"
     )
-    launch(made, main)
+    return made
+
+
+if __name__ == "__main__":
+    launch(command_line(), main)

@@ -12,6 +12,7 @@ import json
 import os
 import time
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from prep.convert import convert
@@ -33,6 +34,7 @@ from shards.errors import run_cli
 from shards.fetching import shown
 from shards.folds import FoldOptions, write_folds
 from shards.folds import describe as describe_folds
+from shards.manifest import Manifest
 from shards.metadata import find_field
 from shards.storage import SPLITS_FOLDER, is_url
 
@@ -209,14 +211,12 @@ def pixel_options(args: argparse.Namespace, dataset: RawDataset, short_side: int
     return PixelOptions(dataset.channels, short_side, *stored)
 
 
-def main(args: argparse.Namespace) -> None:
-    """Convert and say what became of it.
+def chosen_dataset(args: argparse.Namespace, raw: Path) -> tuple[RawDataset, int]:
+    """The dataset that the flags name, and the short side in pixels that its images are stored with, 0 as they are.
 
     Raises:
-        ValueError: whatever the user can mend, in one line.
+        ValueError: no such dataset, or slides at a URL.
     """
-    name = (args.name if args.dataset in ("csv", "slides") else None) or args.dataset
-    raw = open_place(args.raw or Path("data/raw") / name)
     dataset = own_dataset(args, raw) if args.dataset == "csv" else find_dataset(args.dataset)
     slides = dataset in (slide_sources.CAMELYON_SLIDES, slide_sources.SLIDES)
     if slides and is_far(raw):
@@ -224,10 +224,14 @@ def main(args: argparse.Namespace) -> None:
     if slides:
         cut = TileOptions(args.tile_size, args.microns, args.min_tissue, args.tiles_per_slide)
         dataset = slide_sources.with_tiles(dataset, cut, args.name)
-    short_side = args.short_side if args.short_side is not None else 0 if slides else 256
-    out, url = output_place(args.out, dataset.name)
-    files = fold_options(args)
-    options = ConvertOptions(
+    return dataset, args.short_side if args.short_side is not None else 0 if slides else 256
+
+
+def convert_options(
+    args: argparse.Namespace, dataset: RawDataset, short_side: int, url: str | None, folds: FoldOptions | None
+) -> ConvertOptions:
+    """What the flags say of a conversion. ValueError where two of them do not fit."""
+    return ConvertOptions(
         pixels=pixel_options(args, dataset, short_side or None),
         split=args.split,
         shares=tuple(args.shares),
@@ -243,8 +247,22 @@ def main(args: argparse.Namespace) -> None:
         url=url,
         metadata=tuple(entry.partition("=")[0] for entry in args.metadata),
         near_duplicates=args.near_duplicates,
-        folds=files,
+        folds=folds,
     )
+
+
+def main(args: argparse.Namespace) -> None:
+    """Convert and say what became of it.
+
+    Raises:
+        ValueError: whatever the user can mend, in one line.
+    """
+    name = (args.name if args.dataset in ("csv", "slides") else None) or args.dataset
+    raw = open_place(args.raw or Path("data/raw") / name)
+    dataset, short_side = chosen_dataset(args, raw)
+    out, url = output_place(args.out, dataset.name)
+    files = fold_options(args)
+    options = convert_options(args, dataset, short_side, url, files)
     place = out if url is None else shown(url)
     if args.dry_run:
         print(dry_run(dataset, raw, place, options))
@@ -254,15 +272,7 @@ def main(args: argparse.Namespace) -> None:
     proofs = {} if files is None else write_folds(out, files) if url is None else deliver_folds(url, files)
     seconds = time.monotonic() - start
     if args.json:
-        splits = {name: {"samples": split.samples, "groups": split.groups} for name, split in manifest.splits.items()}
-        told = {
-            "out": str(place),
-            "private": f"{out}.private",
-            "made": made,
-            "digest": manifest.digest,
-            "splits": splits,
-        }
-        print(json.dumps(told | {"left_out": len(manifest.left_out), "warnings": manifest.warnings}, indent=1))
+        print(json.dumps(_summary(manifest, out, place, made), indent=1))
     if args.json or args.quiet:
         return
     state = f"made in {seconds:.0f} s" if made else "already done, nothing to do"
@@ -272,6 +282,12 @@ def main(args: argparse.Namespace) -> None:
         print(f"  sources, groups and salt stay on this machine: {out}.private")
     if proofs:
         print(f"split files in {place}/{SPLITS_FOLDER} (train --split-file NAME):\n{describe_folds(proofs)}")
+
+
+def _summary(manifest: Manifest, out: Path, place: Path | str, made: bool) -> dict[str, Any]:
+    splits = {name: {"samples": split.samples, "groups": split.groups} for name, split in manifest.splits.items()}
+    told = {"out": str(place), "private": f"{out}.private", "made": made, "digest": manifest.digest, "splits": splits}
+    return told | {"left_out": len(manifest.left_out), "warnings": manifest.warnings}
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Run directories as training writes them, of weights from two seeds, and the arguments of the scripts over them."""
 
+import importlib
 import json
 from argparse import Namespace
 from pathlib import Path
@@ -7,8 +8,6 @@ from typing import Any
 
 import torch
 
-from analysis import probe
-from analysis.flags import parser
 from shards.shardset import ShardSet
 from train.config import Config
 from train.models import create
@@ -64,24 +63,10 @@ def make_run(
 
 
 def arguments(run: Path, *flags: str, script: str = "knn") -> Namespace:
-    made = parser("test")
-    if script == "knn":
-        made.add_argument("--k", type=int)
-        made.add_argument("--temperature", type=float, default=0.1)
-    if script in ("knn", "probe"):
-        probe.flags(made)
-    if script == "cka":
-        made.add_argument("--features", default="pooled")
-        made.add_argument("--pool", default="auto")
-        made.add_argument("--minibatch", type=int, default=8)
-        made.add_argument("--against", type=Path)
-        made.add_argument("--whole", action="store_true")
-        made.add_argument("--memory", type=float, default=2.0)
-    if script in ("knn", "cka", "l2"):
-        made.add_argument("--study-exact", action="store_true")
-    if script == "reinit":
-        made.add_argument("--to", default="start")
-    return made.parse_args([str(run), "--batch", "8", "--threads", "1", *flags])
+    """What a script's own command line makes of these flags, in small batches."""
+    made = importlib.import_module(f"analysis.{script}").command_line()
+    small = ["--minibatch", "8"] if script == "cka" else []
+    return made.parse_args([str(run), "--batch", "8", "--threads", "1", *small, *flags])
 
 
 def result(run: Path, name: str) -> dict[str, Any]:

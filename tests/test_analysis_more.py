@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
+import made_runs
 import numpy as np
 import pytest
 import torch
 from made_runs import FAMILIES, SMALL, make_run
 
 from analysis import attention, dimension, embeddings, fid, saliency, trajectory
-from analysis.flags import parser
 from analysis.frechet import frechet_distance
 from analysis.session import Session
 from analysis.twonn import two_nn
@@ -21,19 +21,12 @@ from shards.writer import Sample
 from train.models import create
 from train.rundir import read_weights
 
-EXTRA: dict[str, dict[str, object]] = {
-    "embeddings": {"splits": "train,test", "neighbours": 5, "methods": "pca"},
-    "dimension": {"pool": "mean"},
-    "attention": {},
-    "saliency": {"cases": 3},
-    "fid": {"source": None, "source_split": None, "state": "start"},
-    "trajectory": {"pool": "both"},
-}
+FEW = {"embeddings": ("--neighbours", "5", "--methods", "pca"), "saliency": ("--cases", "3")}
 
 
-def arguments(run: Path, script: str, *flags: str, **options: object) -> Namespace:
-    made = parser("test").parse_args([str(run), "--batch", "8", "--threads", "1", *flags])
-    return Namespace(**vars(made) | EXTRA[script] | options)
+def arguments(run: Path, script: str, *flags: str, source: Path | None = None) -> Namespace:
+    more = ("--source", str(source)) if source is not None else ()
+    return made_runs.arguments(run, *FEW.get(script, ()), *flags, *more, script=script)
 
 
 def result(run: Path, name: str) -> dict:
@@ -104,7 +97,7 @@ def test_fid_of_a_set_with_itself_and_another(run, tiny_set, tmp_path, make_set)
     other = make_set(tmp_path / "other", classes=2, seed=4, train=40, name="other")
     fid.main(arguments(run, "fid", "--split", "train", source=other.path))
     found = json.loads((run / "analysis" / "split-train" / "fid-other.json").read_text())
-    session = Session(arguments(run, "fid", "--split", "train"))
+    session = Session(arguments(run, "fid", "--split", "train", source=other.path))
     own = session.bank("start", "train").layer("embedding")
     theirs = fid.embedding(session, "start", other.split("train"))
     assert (len(own), len(theirs)) == (60, 40)
@@ -138,10 +131,10 @@ def test_fid_of_grey_images_that_reach_the_net_in_three_channels(way, tiny_set, 
     windows = {"display_window": (1000, 2000, 500, 900, 3000, 900)} if way == "display windows" else {}
     first_conv = "repeat" if way == "repeat" else "sum"
     made = make_run(tmp_path / "run", grey, *SMALL, in_chans=3, first_conv=first_conv, data=windows)
-    fid.main(arguments(made, "fid", source=grey))
+    fid.main(arguments(made, "fid", "--split", "test", source=grey))
     assert result(made, "fid-grey")["fid"] == pytest.approx(0, abs=1e-9)
     with pytest.raises(ValueError, match="has 3 channels, the images of run have 1: take a source of as many"):
-        fid.main(arguments(made, "fid", source=tiny_set))
+        fid.main(arguments(made, "fid", "--split", "test", source=tiny_set))
 
 
 def checkpoint(run: Path, step: int, state: dict[str, torch.Tensor]) -> None:

@@ -122,7 +122,7 @@ REFUSED: dict[str, tuple[Callable[[Namespace], None], tuple[str, ...], str]] = {
 def test_mistakes_get_one_line(run, name):
     script, flags, message = REFUSED[name]
     with pytest.raises(ValueError, match=message):
-        script(arguments(run, *flags))
+        script(arguments(run, *flags, script=script.__module__.removeprefix("analysis.")))
 
 
 def test_run_without_a_start_is_refused_where_a_start_is_needed(tmp_path, tiny_set):

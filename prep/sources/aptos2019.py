@@ -4,10 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from prep.records import RawDataset, Record, whole_number
-from prep.sources.idrid import GRADES
+from prep.sources.idrid import VIEWS
 from prep.splits import study_shuffle
 from prep.tables import read_table
-from shards.manifest import LabelView
 
 STUDY_HELD_OUT = 0.3
 
@@ -34,14 +33,7 @@ APTOS2019 = RawDataset(
     tree=("train.csv (id_code,diagnosis)", "train_images/<id_code>.png"),
     task="single-label",
     label_columns=("diagnosis",),
-    views={
-        "5 grades": LabelView(classes=GRADES, mapping={str(i): i for i in range(5)}),
-        "referable": LabelView(
-            classes=["grade 0-1", "grade 2-4"],
-            mapping={str(i): int(i >= 2) for i in range(5)},
-            note="referable retinopathy: moderate or worse",
-        ),
-    },
+    views=VIEWS,
     default_view="5 grades",
     target_metric="quadratic_kappa",
     channels=3,

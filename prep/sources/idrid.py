@@ -17,6 +17,14 @@ PARTS = (
     ("b. Testing Set", "b. IDRiD_Disease Grading_Testing Labels.csv", "test"),
 )
 GRADES = ["no DR", "mild DR", "moderate DR", "severe DR", "proliferative DR"]
+VIEWS = {
+    "5 grades": LabelView(classes=GRADES, mapping={str(i): i for i in range(5)}),
+    "referable": LabelView(
+        classes=["grade 0-1", "grade 2-4"],
+        mapping={str(i): int(i >= 2) for i in range(5)},
+        note="referable retinopathy: moderate or worse",
+    ),
+}
 
 
 def read(root: Path) -> Iterator[Record]:
@@ -40,14 +48,7 @@ IDRID = RawDataset(
     + tuple(f"{BASE}/2. Groundtruths/{t}" for _, t, _ in PARTS),
     task="single-label",
     label_columns=("Retinopathy grade",),
-    views={
-        "5 grades": LabelView(classes=GRADES, mapping={str(i): i for i in range(5)}),
-        "referable": LabelView(
-            classes=["grade 0-1", "grade 2-4"],
-            mapping={str(i): int(i >= 2) for i in range(5)},
-            note="referable retinopathy: moderate or worse",
-        ),
-    },
+    views=VIEWS,
     default_view="5 grades",
     target_metric="quadratic_kappa",
     channels=3,
