@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from nvidia.dali import fn, pipeline_def, types
 
-from shards import dali_graph, dali_levels
+from shards import dali_colours, dali_graph, dali_levels
 from shards.draws import DrawKeys
 from shards.host_executor import Failure
 from shards.host_operators import refuse_bits
@@ -21,7 +21,7 @@ from shards.layout import Layout
 from shards.operators import LARGEST_SIDE, Normalize, Operator, RandomResizedCrop
 from shards.views import AnyDrawn, AnyTransform, Views
 
-BUILD = dali_graph.BUILD | dali_levels.BUILD
+BUILD = dali_graph.BUILD | dali_colours.BUILD | dali_levels.BUILD
 HW_DECODER_LOAD = 0.65  # of the JPEGs on GPUs with a hardware decoder; fixed, since it decides pixels
 
 

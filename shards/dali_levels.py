@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from nvidia.dali import fn, math, types
 
-from shards.dali_graph import Feeds, brightness, contrast, inverted_from, luma, saturation, step, stored
+from shards.dali_colours import Feeds, brightness, contrast, luma, saturation, step, stored
+from shards.dali_graph import inverted_from
 from shards.levels import Clahe, Gamma
 from shards.operators import Operator
 from shards.policies import RandAugment, TrivialAugment
