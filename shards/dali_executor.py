@@ -7,6 +7,7 @@ that batch run one by one, the broken ones are named, and a new pipeline takes o
 
 import re
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from shards.draws import DrawKeys
 from shards.host_executor import Failure
 from shards.host_operators import refuse_bits
 from shards.layout import Layout
-from shards.operators import LARGEST_SIDE, Normalize, Operator, RandomResizedCrop
+from shards.operators import LARGEST_SIDE, HorizontalFlip, Normalize, Operator, RandomResizedCrop, VerticalFlip
 from shards.views import AnyDrawn, AnyTransform, Views
 
 BUILD = dali_graph.BUILD | dali_colours.BUILD | dali_levels.BUILD
@@ -53,6 +54,7 @@ class DaliExecutor:
             "exec_dynamic": True,  # batches are owned by whoever holds them
         }
         self._pipeline = self._build()
+        self._thread = ThreadPoolExecutor(1, "dali")
 
     def _build(self, **options: Any) -> Any:
         made = graph(self.transform, self.bits, self.raw, "cpu" if self.device_id is None else "gpu", self.layout)(
@@ -88,8 +90,8 @@ class DaliExecutor:
         sizes: np.ndarray,
         parameters: AnyDrawn,
     ) -> Callable[[], tuple[Any, list[Failure]]]:
-        """As the host executor's; DALI does all of it when the call comes."""
-        return lambda: self.run(images, encodings, sizes, parameters)
+        """As the host executor's: a thread of its own runs DALI while the caller reads the images that come next."""
+        return self._thread.submit(self.run, images, encodings, sizes, parameters).result
 
     def _one_by_one(self, feeds: dict[str, Any], count: int) -> tuple[tuple[torch.Tensor, ...], list[Failure]]:
         device = torch.device("cpu" if self.device_id is None else f"cuda:{self.device_id}")
@@ -124,7 +126,8 @@ class DaliExecutor:
         return tuple(self.layout.planes(torch.from_dlpack(pixels.as_tensor())) for pixels in pipeline.run())
 
     def close(self) -> None:
-        """Let go of the pipeline."""
+        """End the thread, let go of the pipeline."""
+        self._thread.shutdown(cancel_futures=True)
         self._pipeline = None
 
 
@@ -155,12 +158,22 @@ def graph(
         image = _stored(encoded, region, transform.stored_channels, kind, raw, device)
 
         def applied(steps: Steps, image: Any) -> Any:
-            for name, operator in steps:
+            done: set[str] = set()
+            for at, (name, operator) in enumerate(steps):
+                if name in done:
+                    continue
                 prefix = name + "."
                 own: dict[str, Any] = {
                     key.removeprefix(prefix): node for key, node in feeds.items() if key.startswith(prefix)
                 }
                 own |= common
+                if flips := dali_graph.flips_behind(steps, at):
+                    down, across = (
+                        feeds[f"{flips[kind]}.active"] if kind in flips else None
+                        for kind in (VerticalFlip, HorizontalFlip)
+                    )
+                    own["mirrored"] = dali_graph.mirrored(down, across)
+                    done |= set(flips.values())
                 if isinstance(operator, Normalize):
                     image = _normalize(operator, image, own["largest"], layout)
                 elif region is not None and name == first[0]:

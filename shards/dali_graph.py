@@ -3,7 +3,7 @@
 An operator that acts on a part of the samples stands under a condition, and costs what that part costs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -79,9 +79,29 @@ def resize(operator: Operator, image: Any, feeds: Feeds) -> Any:
         levels = fn.resize(image, size=size, interp_type=how, antialias=True, dtype=types.DALIDataType.FLOAT)
         return math.clamp(levels, 0.0, feeds["largest"]) if _is_cubic(operator) else levels
     if feeds["largest"] != 255.0 or isinstance(operator, RandomResizedCrop):  # two operators cost training a half more
-        return fn.resize(image, size=size, interp_type=how, antialias=True)
+        return fn.resize(image, size=size, interp_type=how, antialias=True, **feeds.get("mirrored", {}))
     across: Any = fn.resize(image, resize_x=size[1], mode="stretch", interp_type=how, antialias=True)
     return fn.resize(across, resize_y=size[0], mode="stretch", interp_type=how, antialias=True)
+
+
+def mirrored(down: Any, across: Any) -> Feeds:
+    """A resize's options for flips behind it, which then cost nothing: it reads its input from the other end."""
+    zero = types.Constant(0, dtype=types.DALIDataType.INT32)  # type: ignore[no-untyped-call]
+    first = fn.cast(
+        fn.stack(*(zero if side is None else side for side in (down, across))), dtype=types.DALIDataType.FLOAT
+    )
+    return {"roi_start": first, "roi_end": 1.0 - first, "roi_relative": True}
+
+
+def flips_behind(steps: Sequence[tuple[str, Operator]], at: int) -> dict[type[Operator], str]:
+    """The flips that follow a random crop at once, each at most once: kind -> name."""
+    found: dict[type[Operator], str] = {}
+    if isinstance(steps[at][1], RandomResizedCrop):
+        for name, operator in steps[at + 1 :]:
+            if type(operator) not in (HorizontalFlip, VerticalFlip) or type(operator) in found:
+                break
+            found[type(operator)] = name
+    return found
 
 
 def _is_cubic(operator: Any) -> bool:
