@@ -68,7 +68,7 @@ setup() {
     "$venv/bin/python" -m compileall -q -j 0 "$venv"/lib/python*/site-packages >>"$log" 2>&1 || true
     printf '%s\n' "$stamp" >"$venv/stamp"
     exec 9>&- # else the training that follows would keep the lock, and others would wait for its end
-    say "set-up done"
+    say "set-up done; before python … in a shell: source $(printf '%q' "$venv/bin/activate")"
 }
 
 has_gpu() { [[ -e /dev/nvidia0 ]] && command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; }

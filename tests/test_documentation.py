@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from shards.transforms import PRESETS
+
 ROOT = Path(__file__).resolve().parents[1]
 FENCE = re.compile(r"```.*?```", re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s#]+)(?:#[^)]*)?\)")
@@ -60,3 +62,9 @@ JOINED = re.sub(r'"\s*\n\s*f?"', "", SOURCES)  # texts that the line length brok
 def test_troubleshooting_quotes_real_lines(line: str):
     for part in line.split("…"):
         assert part.strip(" ,.:;") in JOINED
+
+
+def test_every_preset_has_its_row_and_its_sheet():
+    page = (ROOT / "docs" / "augmentation.md").read_text()
+    for preset in PRESETS:
+        assert f"| `{preset}` |" in page and f"](view-{preset}.png)" in page, preset

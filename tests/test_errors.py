@@ -63,4 +63,4 @@ def test_a_folder_that_cannot_be_made_is_told_with_its_place(tiny_set: Path, tmp
     command = [sys.executable, "-m", "shards", "reshard", str(tiny_set), str(out), "--quiet"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith(f"error: {tmp_path / 'file'}: ") and "choose another place" in done.stderr
+    assert done.stderr.startswith(f"error: {tmp_path / 'file'}") and "choose another place" in done.stderr
