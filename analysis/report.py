@@ -23,9 +23,9 @@ from analysis.report_tensorboard import write_curves
 from analysis.report_trained import head
 from analysis.results import plain
 from analysis.study_runs import STUDIES, gather
+from shards.aside import write_aside
 from shards.command_line import Parser
 from shards.errors import run_cli
-from shards.manifest import write_aside
 
 MAX_BYTES = 5_000_000
 

@@ -1,6 +1,7 @@
 """The host executor's colours in NumPy: torchvision's meaning on uint8, clipped and truncated after each step.
 
 The order of operations, all in float32, is that of `pixels.c`, to the bit; `tests/test_native.py` holds the two equal.
+Images are uint8[h, w, C] and stay so; `values` are one sample's drawn parameters.
 """
 
 from typing import Any

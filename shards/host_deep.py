@@ -1,6 +1,7 @@
 """The host executor's colours on 16-bit images: torchvision's meaning on floats, in float32 of 0..65535.
 
 A resize leaves levels between two of 16 bits; nothing is rounded here, and the end of the chain divides by 65535.
+Images are uint16|float32[h, w, C] and come out as float32[h, w, C]; `values` are one sample's drawn parameters.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The host executor's TrivialAugment and RandAugment: torchvision's operations on bytes."""
+"""The host executor's TrivialAugment and RandAugment: torchvision's operations on bytes [h, w, C]."""
 
 from collections.abc import Callable
 from typing import Any

@@ -120,7 +120,7 @@ class Chance(Operator):
         return 1
 
     def draw(self, u: np.ndarray, sizes: np.ndarray, more: More) -> tuple[Params, np.ndarray]:
-        """Whether each sample is acted on."""
+        """Whether each sample is acted on, `active` bool[b]."""
         return {"active": u[:, 0] < self.p}, sizes
 
 

@@ -198,7 +198,7 @@ def save_engine(engine: Any, folder: Path, tag: str) -> str | None:
 
 
 def total(values: Tensor) -> Tensor:
-    """Sum over all ranks, in place."""
+    """Sum over all ranks, in place, for a tensor of any shape [..]."""
     if world_size() > 1:
         dist.all_reduce(values)
     return values

@@ -31,7 +31,7 @@ _PLAIN = Layout()
 
 @contextmanager
 def tapped(model: nn.Module, taps: Mapping[str, Tap]) -> Iterator[dict[str, Tensor]]:
-    """Within the block each forward pass of `model` fills the dict: tap name -> that module's output.
+    """Within the block each forward pass of `model` fills the dict: tap name -> that module's output [b, …].
 
     A module called twice leaves its last output; of a tuple or list the first tensor counts. Hooks are gone afterwards,
     whatever happens inside.

@@ -33,6 +33,8 @@ def draw_mix(config: Training, step: int, sample_ids: Tensor, valid: Tensor, siz
     Mixup: Zhang et al. 2018, "mixup: Beyond Empirical Risk Minimization", own weight from Beta(alpha, alpha). CutMix:
     Yun et al. 2019, equations 1 and 2, a box of the share 1 - own at a uniform place, cut off at the border. With both,
     each pair takes one or the other, as likely.
+
+    `sample_ids` int64[b], `valid` bool[b]; `size` is (height, width) in pixels.
     """
     if not (config.mixup or config.cutmix):
         return None
