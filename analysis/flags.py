@@ -33,7 +33,7 @@ def parser(description: str, *, split: str = "test") -> argparse.ArgumentParser:
         "--out",
         type=Path,
         help="folder for results; default: RUN/analysis, and a folder of its own there for weights that are not the "
-        "best, another split, some images or layers, or fine taps: it replaces nothing of the whole run",
+        "best, another set or split, some images or layers, or fine taps: it replaces nothing of the whole run",
     )
     made.add_argument("--banks", type=Path, help="folder of feature banks to reuse; without a fitting one, an error")
     made.add_argument("--batch", type=_positive, default=64, help="images a forward pass (default 64)")

@@ -64,10 +64,16 @@ class Session:
         self.run: Run = open_run(args.run, args.shards, args.model)
         other = self.run.path == self.run.folder and args.weights != "best"
         base = self.run.out_dir / args.weights if other else self.run.out_dir
-        self.out: Path = args.out or base / _part(args)
+        self.out: Path = args.out or base / "-".join(_parts_of(args) + self._other_set())
         self.features: Path = args.banks or (args.out or base) / "features"
         self.device = _device(args.device)
         self._states: dict[str, dict[str, Tensor]] = {}
+
+    def _other_set(self) -> list[str]:
+        """How results name a set that is not the one of the training, nor a copy of it."""
+        if self.args.shards is None or self.run.info.manifest_digest in ("", self.shards.manifest.digest):
+            return []
+        return [f"set-{self.shards.manifest.name}-{self.shards.manifest.digest[:8]}"]
 
     @cached_property
     def shards(self) -> ShardSet:
@@ -106,8 +112,10 @@ class Session:
 
     @property
     def states(self) -> tuple[str, ...]:
-        """("start", "end") of a run; a file or checkpoint of its own has only an end."""
-        return ("start", "end") if self.run.folder is not None else ("end",)
+        """("start", "end") of a run; a file or checkpoint of its own, or whose run lost its start, has only an end."""
+        folder = self.run.folder
+        lost = folder != self.run.path and not (folder and (folder / "weights" / "init.safetensors").is_file())
+        return ("end",) if lost else ("start", "end")
 
     def holding(self, which: str) -> nn.Module:
         """The model with the weights of a state, on the device.
@@ -267,13 +275,12 @@ def _device(wanted: str | None) -> torch.device:
     return torch.device(f"cuda:{ranks.local_rank()}" if name == "cuda" and ranks.world_size() > 1 else name)
 
 
-def _part(args: argparse.Namespace) -> str:
-    """The folder of an analysis of a part: "" for the whole test split, all layer groups."""
+def _parts_of(args: argparse.Namespace) -> list[str]:
+    """Names of what an analysis is a part of: none for the whole test split, all layer groups."""
     parts = [f"split-{args.split}"] if args.split != "test" else []
     parts += [f"limit-{args.limit}"] if args.limit else []
     parts += [args.taps] if args.taps != "groups" else []
-    parts += ["some-layers"] if args.layers else []
-    return "-".join(parts)
+    return parts + (["some-layers"] if args.layers else [])
 
 
 def choose(known: Sequence[str], wanted: str | None) -> list[str]:

@@ -35,7 +35,7 @@ def u_centre(gram: Array) -> Float64:
     """
     n = gram.shape[-1]
     if n < MIN_IMAGES:
-        raise ValueError(f"unbiased CKA needs at least {MIN_IMAGES} images, got {n}: raise --limit or --batch")
+        raise ValueError(f"unbiased CKA needs at least {MIN_IMAGES} images, got {n}: raise --limit or --minibatch")
     centred = np.array(gram, np.float64)
     diagonal = np.arange(n)
     centred[..., diagonal, diagonal] = 0
@@ -226,7 +226,7 @@ def batches_of(sample_ids: NDArray[np.integer], *, batch: int, seed: int) -> lis
         ValueError: a batch below MIN_IMAGES.
     """
     if batch < MIN_IMAGES:
-        raise ValueError(f"a batch of {batch} is too small for unbiased CKA: --batch {MIN_IMAGES} or more")
+        raise ValueError(f"a batch of {batch} is too small for unbiased CKA: --minibatch {MIN_IMAGES} or more")
     if len(sample_ids) < MIN_IMAGES:
         raise ValueError(f"unbiased CKA needs at least {MIN_IMAGES} images, got {len(sample_ids)}: raise --limit")
     order = keyed_order(sample_ids, seed)

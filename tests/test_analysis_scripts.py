@@ -5,6 +5,7 @@ The runs here are untrained: a start and an end of two seeds, in the layout that
 
 import json
 import math
+import shutil
 from argparse import Namespace
 from collections.abc import Callable
 
@@ -14,6 +15,7 @@ import torch
 from made_runs import FAMILIES, SMALL, arguments, make_run, result
 
 from analysis import cka, knn, l2, probe, reinit
+from analysis.results import read_result
 from analysis.session import Session, choose
 from analysis.tokens import Reordered
 from shards.shardset import ShardSet
@@ -128,9 +130,11 @@ def test_mistakes_get_one_line(run, name):
 def test_run_without_a_start_is_refused_where_a_start_is_needed(tmp_path, tiny_set):
     folder = make_run(tmp_path / "bare", tiny_set, *SMALL, init=False)
     for script, name in ((l2, "l2"), (cka, "cka"), (reinit, "reinit")):
-        with pytest.raises(ValueError, match=r"init\.safetensors"):
+        with pytest.raises(ValueError, match=r"init\.safetensors, which training .* or give .*best\.safetensors"):
             script.main(arguments(folder, script=name))
     assert not (folder / "analysis").exists()
+    knn.main(arguments(folder / "weights" / "best.safetensors", "--layers", "classifier"))
+    assert list(read_result(folder / "analysis" / "some-layers" / "knn.json")["states"]) == ["end"]
 
 
 def test_no_layer_named_is_refused():
@@ -150,6 +154,17 @@ def test_an_analysis_of_a_part_replaces_nothing(run):
         knn.main(arguments(run, "--layers", "classifier", *flags))
         assert (run / "analysis" / folder / "knn.json").is_file()
     assert {path: path.read_bytes() for path in (run / "analysis").glob("*.json")} == before
+
+
+def test_an_analysis_of_another_set_replaces_nothing_and_one_of_a_copy_is_the_run_s_own(
+    run, tmp_path, tiny_set, make_set
+):
+    copy, other = tmp_path / "copy", make_set(tmp_path / "other", seed=7)
+    shutil.copytree(tiny_set, copy)
+    base = run / "analysis" / "some-layers"
+    assert Session(arguments(run, "--layers", "classifier", "--shards", str(copy))).out == base
+    apart = Session(arguments(run, "--layers", "classifier", "--shards", str(other.path))).out
+    assert apart.name == f"some-layers-set-{other.manifest.name}-{other.manifest.digest[:8]}"
 
 
 def test_banks_of_another_run_are_of_other_weights(run, tiny_set, tmp_path):

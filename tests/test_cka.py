@@ -139,7 +139,7 @@ def test_batches_have_no_short_tail():
     assert sizes == [44, 43, 43]
     assert [len(part) for part in batches_of(np.arange(10), batch=64, seed=0)] == [10]
     assert [len(part) for part in batches_of(np.arange(5), batch=4, seed=0)] == [5]
-    with pytest.raises(ValueError, match="batch of 3 is too small"):
+    with pytest.raises(ValueError, match="batch of 3 is too small for unbiased CKA: --minibatch 4"):
         batches_of(np.arange(10), batch=3, seed=0)
     with pytest.raises(ValueError, match=r"at least 4 images, got 2: raise --limit"):
         batches_of(np.arange(2), batch=8, seed=0)

@@ -150,10 +150,16 @@ class Run:
         return create(info.model, info.num_classes, info.in_chans, img_size=info.img_size).eval()
 
     def init_state(self) -> dict[str, Tensor]:
-        """The weights of step 0. Raises ValueError where only a file is known."""
+        """The weights of step 0. Raises ValueError where only a file is known, or the run has lost them."""
         if self.folder is None:
             raise ValueError(f"{self.path} has no start: weights/init.safetensors lies in a run directory; give that")
-        return read_weights(self.folder / "weights" / "init.safetensors")[0]
+        start = self.folder / "weights" / "init.safetensors"
+        if not start.is_file():
+            raise ValueError(
+                f"no weights file {start}, which training writes at step 0, to compare with: bring it back, or give "
+                f"{self.folder}/weights/best.safetensors for what asks of the end alone"
+            )
+        return read_weights(start)[0]
 
     def end_state(self, which: Which = "best") -> dict[str, Tensor]:
         """The weights that were opened; of a run directory the best, the last or the first."""
