@@ -13,7 +13,7 @@ from torch import nn
 from analysis.banks import Bank, open_bank
 from analysis.ranks import share
 from analysis.results import digest_of_state, find_result, read_result, write_result
-from train.hooks import extract
+from train.hooks import How, layout_of, pool, tapped
 from train.layers import taps
 
 NUM_IMAGES, BATCH = 23, 4
@@ -49,26 +49,34 @@ def bank_of(folder: Path, model: nn.Module, source: Source, key: dict | None = N
     return open_bank(folder, key or KEY, model, taps(model), source, limit)
 
 
-def test_bank_holds_what_extract_gives(tmp_path, deit):
-    source = Source()
-    bank = bank_of(tmp_path, deit, source)
-    expected = extract(deit, source(0), taps(deit), "both")
+def by_hand(model: nn.Module, how: How) -> dict[str, np.ndarray]:
+    """Pooled outputs of every tap over all valid images."""
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in taps(model)}
+    with tapped(model, taps(model)) as outputs, torch.inference_mode():
+        for images, _, _, valid in Source()(0):
+            model(images)
+            for name, output in outputs.items():
+                parts[name].append(pool(output, how, layout_of(model)).numpy()[valid.numpy()])
+    return {name: np.concatenate(blocks) for name, blocks in parts.items()}
+
+
+def test_bank_holds_what_hooks_give(tmp_path, deit):
+    bank = bank_of(tmp_path, deit, Source())
+    expected = by_hand(deit, "both")
     assert list(bank.layers) == list(taps(deit))
     for name, array in bank.layers.items():
         assert isinstance(array, np.memmap)
-        np.testing.assert_array_equal(array, expected.arrays[name])
-    np.testing.assert_array_equal(bank.labels, expected.labels)
+        np.testing.assert_array_equal(array, expected[name])
+    np.testing.assert_array_equal(bank.labels, np.arange(NUM_IMAGES) % 3)
     np.testing.assert_array_equal(bank.sample_ids, np.arange(1_000, 1_000 + NUM_IMAGES, dtype=np.uint64))
 
 
 def test_poolings_of_one_bank(tmp_path, deit):
     bank = bank_of(tmp_path, deit, Source())
-    expected = extract(deit, Source()(0), taps(deit), "cls").arrays["blocks.3"]
+    expected = by_hand(deit, "cls")["blocks.3"]
     np.testing.assert_array_equal(bank.layer("blocks.3"), expected)
     np.testing.assert_array_equal(bank.layer("blocks.3", "cls"), expected)
-    np.testing.assert_array_equal(
-        bank.layer("blocks.3", "mean"), extract(deit, Source()(0), taps(deit), "mean").arrays["blocks.3"]
-    )
+    np.testing.assert_array_equal(bank.layer("blocks.3", "mean"), by_hand(deit, "mean")["blocks.3"])
     assert "head" not in bank.doubled
     assert bank.layer("head", "mean").shape == (NUM_IMAGES, 3)
     with pytest.raises(ValueError, match="unknown pooling 'max'"):
