@@ -11,6 +11,7 @@ both.
 
 import fcntl
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -128,7 +129,9 @@ class _Writer:
         if self.state["rows"]:
             return np.lib.format.open_memmap(path, mode="r+")
         shape = (self.num_images, *block.shape[1:])
-        return np.lib.format.open_memmap(path, mode="w+", dtype=block.dtype, shape=shape)
+        opened = np.lib.format.open_memmap(path, mode="w+", dtype=block.dtype, shape=shape)
+        _reserve(path)
+        return opened
 
     def flush(self) -> None:
         """Make what was added durable, then say so."""
@@ -248,3 +251,15 @@ def _locked(place: Path) -> Iterator[None]:
     with (place / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def _reserve(path: Path) -> None:
+    """Take all of a file's room on the disk now: on a full one, writing into its mapped holes would end us by SIGBUS.
+
+    Raises OSError, with the path, where there is too little.
+    """
+    with path.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from None

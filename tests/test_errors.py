@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from shards.errors import NEXT_STEPS, in_words, run_cli
@@ -64,3 +65,21 @@ def test_a_folder_that_cannot_be_made_is_told_with_its_place(tiny_set: Path, tmp
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert done.stderr.startswith(f"error: {tmp_path / 'file'}") and "choose another place" in done.stderr
+
+
+def test_a_banks_room_is_taken_before_it_is_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a full disk a write into a mapped hole ends the process by SIGBUS, without a word."""
+    from analysis import banks
+
+    path = tmp_path / "features.npy"
+    np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(1 << 20,))
+    banks._reserve(path)
+    assert path.stat().st_blocks * 512 >= path.stat().st_size
+
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        banks._reserve(path)
+    assert in_words(caught.value) == f"{path}: No space left on device: {NEXT_STEPS[errno.ENOSPC]}"
