@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from html import escape, unescape
 from math import floor, isfinite, log10
 
-from analysis.chart_style import NUM_SERIES, NUM_SHADES
+from analysis.chart_style import NUM_SHADES, TINY, colour_class
 
 DASHES = ("", "5 3", "2 3")
 
@@ -26,7 +26,7 @@ def legend(entries: Sequence[tuple[str, int, int]]) -> str:
     items = []
     for name, colour, dash in entries:
         stroke = f' stroke-dasharray="{DASHES[dash % 3]}"' if dash % 3 else ""
-        line = f'<line class="line s{colour % NUM_SERIES}" x1="1" x2="29" y1="6" y2="6"{stroke}/>'
+        line = f'<line class="line {colour_class(colour)}" x1="1" x2="29" y1="6" y2="6"{stroke}/>'
         sign = mark(15, 6, colour, colour, 3.2, "")
         swatch = f'<svg class="chart" width="30" height="12" aria-hidden="true">{line}{sign}</svg>'
         items.append(f"<li>{swatch}{escape(name)}</li>")
@@ -38,7 +38,7 @@ def svg_key(svg: str, entries: Sequence[tuple[str, int, int]], width: float) -> 
     size = [float(svg.split(f' {side}="')[1].split('"')[0]) for side in ("width", "height")]
     parts, x, y = [], 12.0, size[1] + 12
     for name, colour, shape in entries:
-        wide = 22 + text_width(name, 9.5)
+        wide = 22 + text_width(name)
         if x + wide > width and x > 12:
             x, y = 12.0, y + 15
         parts.append(mark(x, y - 3, colour, shape, 3.4, ""))
@@ -59,7 +59,7 @@ def svg_root(width: float, height: float, label: str, inside: str) -> str:
 def mark(x: float, y: float, colour: int, shape: int, size: float, note: str) -> str:
     """One mark: circle, square, triangle or diamond by `shape`, with its value as a tooltip."""
     tip = f"<title>{escape(note)}</title>" if note else ""
-    kind = f'class="mark s{colour % NUM_SERIES}"'
+    kind = f'class="mark {colour_class(colour)}"'
     s = size
     if shape % 4 == 0:
         return f'<circle {kind} cx="{x:.1f}" cy="{y:.1f}" r="{s:.1f}">{tip}</circle>'
@@ -72,9 +72,15 @@ def mark(x: float, y: float, colour: int, shape: int, size: float, note: str) ->
     return f'<path {kind} d="{points[shape % 4]}">{tip}</path>'
 
 
-def text_width(text: str, size: float) -> int:
+def text_width(text: str, size: float = TINY) -> int:
     """Pixels of a line of text, a little too many."""
     return int(len(text) * size * 0.58) + 2
+
+
+def shortened(text: str, room: float, size: float = TINY) -> str:
+    """The text, cut with an ellipsis where it takes more than `room` pixels."""
+    fits = int((room - 2) / (size * 0.62))
+    return text if len(text) <= fits else text[: max(fits - 1, 1)] + "…"
 
 
 def ticks(low: float, high: float, wanted: int = 5) -> list[float]:

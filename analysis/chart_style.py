@@ -1,7 +1,8 @@
 """Colours of charts: light, dark, and written out for a file of its own.
 
 Colours are classes, so that the report can restyle a chart for light, dark and print; `standalone` writes them out.
-The series colours keep apart under the common forms of colour blindness; heat maps use one hue, light to dark.
+The series colours keep apart under the three forms of colour blindness (a test holds how far), and so do their markers;
+heat maps use one hue, light to dark.
 """
 
 from math import isfinite
@@ -10,6 +11,9 @@ import numpy as np
 
 NUM_SERIES = 6
 NUM_SHADES = 32
+TINY = 10.5  # pixels of the letters at ticks: a chart of 940 has them at 6 pt on A4
+TITLE = 12.5
+NEUTRAL = -1  # the colour of what is no run: a diagonal, a bound
 LIGHT = {
     "surface": "#ffffff",
     "ink": "#1a1c20",
@@ -19,9 +23,9 @@ LIGHT = {
     "s0": "#2a78d6",
     "s1": "#e0602c",
     "s2": "#129a6b",
-    "s3": "#a87400",
-    "s4": "#c9518a",
-    "s5": "#5b4bc4",
+    "s3": "#4a3614",
+    "s4": "#86095a",
+    "s5": "#4d23b6",
 }
 DARK = {
     "surface": "#15181d",
@@ -32,9 +36,9 @@ DARK = {
     "s0": "#5aa2f2",
     "s1": "#f0834f",
     "s2": "#3cc592",
-    "s3": "#d9a52b",
-    "s4": "#ec85b3",
-    "s5": "#a398f5",
+    "s3": "#e9e0c6",
+    "s4": "#e785c0",
+    "s5": "#b6baf6",
 }
 _RAMPS = {  # 0 .. 1 of a heat map; dark mode runs the other way, so that high values stand out from the page
     "light": ("#f2f6fb", "#c9def7", "#86b6ef", "#3987e5", "#1c5cab", "#0b2f5e"),
@@ -54,8 +58,8 @@ def rules() -> str:
     """CSS rules of the charts, written with custom properties."""
     lines = [
         ".chart text{font:11px system-ui,-apple-system,'Segoe UI',Roboto,'DejaVu Sans',sans-serif;fill:var(--soft)}",
-        ".chart .title{font-size:12.5px;font-weight:600;fill:var(--ink)}",
-        ".chart .tiny{font-size:9.5px}",
+        f".chart .title{{font-size:{TITLE}px;font-weight:600;fill:var(--ink)}}",
+        f".chart .tiny{{font-size:{TINY}px}}",
         ".chart .grid{stroke:var(--grid);stroke-width:1}",
         ".chart .absent{fill:var(--absent)}",
         ".chart .line{fill:none;stroke-width:2;stroke-linejoin:round;stroke-linecap:round}",
@@ -65,6 +69,7 @@ def rules() -> str:
         ".chart .ring{stroke:var(--ink);stroke-width:1}",
         ".chart .mark{stroke:var(--surface);stroke-width:1.2}",
     ]
+    lines.append(".chart .line.neutral{stroke:var(--soft)}.chart .mark.neutral{fill:var(--soft)}")
     for i in range(NUM_SERIES):
         lines.append(f".chart .line.s{i},.chart .level.s{i}{{stroke:var(--s{i})}}.chart .mark.s{i}{{fill:var(--s{i})}}")
     lines += [f".chart .h{step}{{fill:var(--h{step})}}" for step in range(NUM_SHADES)]
@@ -80,6 +85,11 @@ def standalone(svg: str) -> str:
     head, rest = svg.split(">", 1)
     ground = f'<rect width="100%" height="100%" fill="{LIGHT["surface"]}"/>'
     return f"{head}><style>{css}</style>{ground}{rest}\n"
+
+
+def colour_class(colour: int) -> str:
+    """The class of a series' colour."""
+    return "neutral" if colour == NEUTRAL else f"s{colour % NUM_SERIES}"
 
 
 def shade_class(value: float, low: float, high: float) -> str:

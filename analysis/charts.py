@@ -3,15 +3,15 @@
 Series differ in colour, marker and dash, and every mark carries its value as a tooltip.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from math import isfinite, nan
+from math import ceil, floor, inf, isfinite, log10, nan
 
 import numpy as np
 
 from analysis.chart_parts import DASHES, colour_bar, mark, number, svg_root, text_width, ticks
-from analysis.chart_style import NUM_SERIES, shade_class
+from analysis.chart_style import colour_class, shade_class
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class Series:
     low: Sequence[float] = ()  # of an interval around each y, with `high`; empty: none
     high: Sequence[float] = ()
     size: float = 3.4  # of its marks, pixels
+    thin: bool = False  # a line behind the others
+    shift: float = 0  # pixels to the right, so that whiskers at one x stand side by side
 
 
 @dataclass(frozen=True)
@@ -38,14 +40,27 @@ class Panel:
     unit: str = ""
     levels: Sequence[tuple[float, str, int]] = field(default_factory=tuple)
     zero: bool = False  # the axis shows 0
+    log: bool = False  # the axis is logarithmic where all values are above 0
     height: int = 150
 
 
-def lines(panels: Sequence[Panel], *, categories: Sequence[str] = (), x_title: str = "", width: int = 760) -> str:
-    """Panels one above another on a common x axis: numbers, or `categories` by place."""
+def lines(
+    panels: Sequence[Panel],
+    *,
+    categories: Sequence[str] = (),
+    x_title: str = "",
+    width: int = 760,
+    x_marks: Mapping[float, str] | None = None,
+) -> str:
+    """Panels one above another on a common x axis: numbers, or `categories` by place.
+
+    `x_marks`: where the axis of numbers is marked, and with what; round numbers without.
+    """
     left, right, top, gap = 56, 18, 26, 34
     places = [x for panel in panels for series in panel.series for x in series.x]
     low, high = (min(places, default=0.0), max(places, default=1.0))
+    if x_marks:  # room for the first and the last name, and for whiskers
+        low, high = low - 0.05 * ((high - low) or 1), high + 0.05 * ((high - low) or 1)
     if categories:
         low, high = -0.3, max(len(categories) - 0.7, 0.7)
     span = (high - low) or 1.0
@@ -55,7 +70,9 @@ def lines(panels: Sequence[Panel], *, categories: Sequence[str] = (), x_title: s
         parts.append(f'<g transform="translate({left} {y})">{_panel(panel, low, span, inner, categories)}</g>')
         y += panel.height + gap
     bottom = y - gap
-    parts.append(f'<g transform="translate({left} {bottom})">{_x_axis(low, high, inner, categories, x_title)}</g>')
+    parts.append(
+        f'<g transform="translate({left} {bottom})">{_x_axis(low, high, inner, categories, x_title, x_marks)}</g>'
+    )
     depth = _label_depth(categories, inner) if categories else 18
     height = bottom + depth + (24 if x_title else 10)
     return svg_root(width, height, "; ".join(panel.title for panel in panels), "".join(parts))
@@ -79,8 +96,8 @@ def heat_map(
     `notes` [rows][columns]: more for the tooltips of cells.
     """
     cell = max(6, min(22, 300 // max(len(rows), len(columns), 1)))
-    left = 26 + max((text_width(name, 9.5) for name in rows), default=0)
-    top, depth = 30, 10 + max((text_width(name, 9.5) for name in columns), default=0)
+    left = 26 + max((text_width(name) for name in rows), default=0)
+    top, depth = 30, 10 + max((text_width(name) for name in columns), default=0)
     wide, tall = cell * len(columns), cell * len(rows)
     parts = [f'<text class="title" x="{left}" y="16">{escape(title)}</text>']
     for i, row in enumerate(rows):
@@ -156,12 +173,14 @@ def _panel(panel: Panel, low: float, span: float, inner: float, categories: Sequ
     values = [y for series in panel.series for y in series.y if y is not None and isfinite(y)]
     values += [y for series in panel.series for y in (*series.low, *series.high) if isfinite(y)]
     values += [level for level, _, _ in panel.levels if isfinite(level)] + ([0.0] if panel.zero else [])
-    marks_at = ticks(min(values, default=0.0), max(values, default=1.0), 4 if panel.height > 110 else 3)
-    bottom, rise = marks_at[0], (marks_at[-1] - marks_at[0])
+    is_log = panel.log and min(values, default=0.0) > 0
+    marks_at = _log_ticks(min(values), max(values)) if is_log else _ticks_of(panel, values)
+    scale = log10 if is_log else float
+    bottom, top = scale(marks_at[0]), scale(marks_at[-1])
     tall = panel.height
 
     def place(x: float, y: float) -> tuple[float, float]:
-        return inner * (x - low) / span, tall - tall * (y - bottom) / rise
+        return inner * (x - low) / span, tall - tall * (scale(y) - bottom) / (top - bottom)
 
     parts = [f'<text class="title" x="-44" y="-10">{escape(panel.title)}<tspan class="tiny" dx="6" font-weight="400">']
     parts.append(f"{escape(panel.unit)}</tspan></text>")
@@ -173,12 +192,26 @@ def _panel(panel: Panel, low: float, span: float, inner: float, categories: Sequ
         if isfinite(value):
             y = place(low, value)[1]
             parts.append(
-                f'<line class="level s{colour % NUM_SERIES}" x1="0" x2="{inner}" y1="{y:.1f}" y2="{y:.1f}">'
+                f'<line class="level {colour_class(colour)}" x1="0" x2="{inner}" y1="{y:.1f}" y2="{y:.1f}">'
                 f"<title>{escape(name)}: {number(value)}</title></line>"
             )
     for series in panel.series:
         parts.append(_series(series, place, categories))
     return "".join(parts)
+
+
+def _ticks_of(panel: Panel, values: Sequence[float]) -> list[float]:
+    return ticks(min(values, default=0.0), max(values, default=1.0), 4 if panel.height > 110 else 3)
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Powers of ten that enclose low..high; also their doubles and fives within two decades."""
+    first, last = floor(log10(low)), ceil(log10(high))
+    fine = [round(factor * 10.0**power, 12) for power in range(first, last + 1) for factor in (1, 2, 5)]
+    if last - first > 2:
+        return [10.0**power for power in range(first, last + 1)]
+    start = max(value for value in fine if value <= low * (1 + 1e-9))
+    return [value for value in fine if start <= value <= next(each for each in fine if each >= high and each > start)]
 
 
 def _series(series: Series, place, categories: Sequence[str]) -> str:  # type: ignore[no-untyped-def]
@@ -189,13 +222,14 @@ def _series(series: Series, place, categories: Sequence[str]) -> str:  # type: i
             runs.append([])
             continue
         left, top = place(x, y)
+        left += series.shift
         runs[-1].append(f"{left:.1f} {top:.1f}")
         where = categories[round(x)] if categories else number(x)
         note = f"{series.name} · {where}: {number(y)}"
         marks.append((len(runs) - 1, mark(left, top, series.colour, series.colour, series.size, note)))
     dash = f' stroke-dasharray="{DASHES[series.dash % 3]}"' if series.dash % 3 else ""
-    colour = series.colour % NUM_SERIES
-    paths = [f'<path class="line s{colour}" d="M{" L".join(run)}"{dash}/>' for run in runs if len(run) > 1]
+    kind = f"line {'thin ' if series.thin else ''}{colour_class(series.colour)}"
+    paths = [f'<path class="{kind}" d="M{" L".join(run)}"{dash}/>' for run in runs if len(run) > 1]
     # A value between gaps has no line: without its mark it would not be seen.
     shown = [each for run, each in marks if series.marks or len(runs[run]) == 1]
     return "".join(paths + _whiskers(series, place) + shown)
@@ -206,12 +240,20 @@ def _whiskers(series: Series, place) -> list[str]:  # type: ignore[no-untyped-de
     for x, low, high in zip(series.x, series.low, series.high, strict=False):
         if isfinite(low) and isfinite(high):
             (left, bottom), (_, top) = place(x, low), place(x, high)
+            left += series.shift
             ends = f"M{left - 3:.1f} {top:.1f}h6M{left:.1f} {top:.1f}V{bottom:.1f}M{left - 3:.1f} {bottom:.1f}h6"
-            parts.append(f'<path class="line thin s{series.colour % NUM_SERIES}" d="{ends}"/>')
+            parts.append(f'<path class="line thin {colour_class(series.colour)}" d="{ends}"/>')
     return parts
 
 
-def _x_axis(low: float, high: float, inner: float, categories: Sequence[str], x_title: str) -> str:
+def _x_axis(
+    low: float,
+    high: float,
+    inner: float,
+    categories: Sequence[str],
+    x_title: str,
+    x_marks: Mapping[float, str] | None,
+) -> str:
     parts = []
     if categories:
         step = inner / (high - low)
@@ -225,19 +267,28 @@ def _x_axis(low: float, high: float, inner: float, categories: Sequence[str], x_
             anchor = "middle" if flat else "end"
             parts.append(f'<text class="tiny" transform="{turn}" text-anchor="{anchor}">{escape(name)}</text>')
     else:
-        for tick in ticks(low, high, 6):
-            if low <= tick <= high:
-                x = inner * (tick - low) / ((high - low) or 1)
-                parts.append(f'<text class="tiny" x="{x:.1f}" y="15" text-anchor="middle">{number(tick)}</text>')
+        parts += _x_numbers(low, high, inner, x_marks)
     if x_title:
         depth = _label_depth(categories, inner) if categories else 18
         parts.append(f'<text x="{inner / 2:.0f}" y="{depth + 15}" text-anchor="middle">{escape(x_title)}</text>')
     return "".join(parts)
 
 
+def _x_numbers(low: float, high: float, inner: float, x_marks: Mapping[float, str] | None) -> list[str]:
+    named = x_marks or {tick: number(tick) for tick in ticks(low, high, 6) if low <= tick <= high}
+    parts, free = [], -inf
+    for tick, name in sorted(named.items()):
+        x, half = inner * (tick - low) / ((high - low) or 1), text_width(name) / 2
+        if x - half < free:
+            continue  # it would lie on its neighbour
+        free = x + half + 4
+        parts.append(f'<text class="tiny" x="{x:.1f}" y="15" text-anchor="middle">{escape(name)}</text>')
+    return parts
+
+
 def _label_depth(categories: Sequence[str], inner: float) -> float:
     """Pixels that the labels take below the axis: one line where they fit side by side, else their length, turned."""
-    widest = max((text_width(name, 9.5) for name in categories), default=0)
+    widest = max((text_width(name) for name in categories), default=0)
     return 18 if widest + 6 <= inner / max(len(categories), 1) else widest + 12
 
 

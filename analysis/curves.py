@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.chart_parts import number
+from analysis.chart_parts import number, svg_key, svg_root
 from analysis.chart_style import standalone
 from analysis.charts import Panel, Series, lines
 from analysis.console import announce, table
@@ -40,7 +40,8 @@ def main(args: argparse.Namespace) -> None:
     found = gather(args.runs, args.studies)
     values = measure(found, args.draws, args.seed)
     folder = args.out or found.folder
-    path = write_result(folder, "curves", request_of(found, args.draws, args.seed), values, standalone(figure(values)))
+    drawn = standalone(figure(values, key=True))
+    path = write_result(folder, "curves", request_of(found, args.draws, args.seed), values, drawn)
     write_aside(path.with_suffix(".csv"), points_csv(values).encode())
     announce(path, text(values))
 
@@ -104,26 +105,21 @@ def points_of(
     return points
 
 
-def panels(values: Mapping[str, Any], by: str) -> list[tuple[Panel, list[str]]]:
-    """One panel a curve of a kind ("depth" or "data") with the names of its x places, if they have any."""
-    made = []
-    for curve in values["curves"]:
-        if curve["by"] != by:
-            continue
-        series: list[Series] = []
-        for name, points in curve["series"].items():
-            colour = colour_of(name)
-            x = [point["x"] for point in points]
-            low, high = ([_nan(point["interval"][side]) for point in points] for side in (0, 1))
-            y = [_nan(point["mean"]) for point in points]
-            for point in points:
-                for number_of, score in enumerate(point["scores"]):
-                    dot = Series(f"{name}, run {number_of + 1}", [point["x"]], [_nan(score)], colour=colour, size=2.3)
-                    series.append(dot)
-            series.append(Series(f"mean of {name}", x, y, colour=colour, low=low, high=high))  # above its runs
-        title = f"{curve['model']} on {curve['set']}"
-        made.append((Panel(title, series, curve["metric"].replace("_", " "), height=190), list(curve["series"])))
-    return made
+def panel(curve: Mapping[str, Any]) -> Panel:
+    """A curve with its whiskers; runs as small marks where a point has several."""
+    series: list[Series] = []
+    middle = (len(curve["series"]) - 1) / 2
+    for place, (name, points) in enumerate(curve["series"].items()):
+        colour, shift = colour_of(name), 9 * (place - middle)
+        x = [point["x"] for point in points]
+        low, high = ([_nan(point["interval"][side]) for point in points] for side in (0, 1))
+        y = [_nan(point["mean"]) for point in points]
+        for point in points:
+            for i, score in enumerate(point["scores"] if len(point["scores"]) > 1 else ()):
+                dot = Series(f"{name}, run {i + 1}", [point["x"]], [_nan(score)], colour, size=2.3, shift=shift)
+                series.append(dot)
+        series.append(Series(f"mean of {name}", x, y, colour, low=low, high=high, shift=shift))  # above its runs
+    return Panel(f"{curve['model']} on {curve['set']}", series, curve["metric"].replace("_", " "), height=190)
 
 
 def colour_of(name: str) -> int:
@@ -131,31 +127,37 @@ def colour_of(name: str) -> int:
     return STARTS.index(name.lower()) if name.lower() in STARTS else 0
 
 
-def figure(values: Mapping[str, Any], by: str | None = None, width: int = 760) -> str:
-    """Curves of a kind, or of all kinds one above another."""
-    kinds = [by] if by else ["depth", "data"]
-    titles = {"depth": "layer groups that start pretrained (0: ST, all: WT)", "data": "share of the training split"}
-    made = [
-        (
-            kind,
-            lines(
-                [panel for panel, _ in found], x_title=f"{titles[kind]}; whiskers 95 %, small marks: runs", width=width
-            ),
-        )
-        for kind in kinds
-        if (found := panels(values, kind))
-    ]
+def figure(values: Mapping[str, Any], by: str | None = None, width: int = 760, *, key: bool = False) -> str:
+    """Curves of a kind, or of all kinds one above another, those over one axis together; `key` names the series."""
+    axes: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
+    for curve in values["curves"]:
+        if by in (None, curve["by"]):
+            axes.setdefault((curve["by"], len(curve.get("groups", ()))), []).append(curve)
+    made = []
+    for (kind, groups), curves in axes.items():
+        title = f"layer groups that start pretrained, of {groups}" if kind == "depth" else "share of the training split"
+        svg = lines([panel(curve) for curve in curves], x_title=title, width=width, x_marks=x_marks(curves))
+        names = list(dict.fromkeys(name for curve in curves for name in curve["series"]))
+        made.append(svg_key(svg, [(name, colour_of(name), colour_of(name)) for name in names], width) if key else svg)
+    if len(made) == 1:
+        return made[0]
     placed, y = [], 0.0
-    for _, svg in made:
+    for svg in made:
         placed.append(svg.replace("<svg ", f'<svg y="{y:.0f}" ', 1))
         y += float(svg.split(' height="')[1].split('"')[0]) + 10
-    if len(placed) == 1:
-        return made[0][1]
-    label = "curves by depth and by data"
-    return (
-        f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {y:.0f}" width="{width}" '
-        f'height="{y:.0f}" role="img" aria-label="{label}">{"".join(placed)}</svg>'
-    )
+    return svg_root(width, y, "curves by depth and by data", "".join(placed))
+
+
+def x_marks(curves: Sequence[Mapping[str, Any]]) -> dict[float, str]:
+    """The places that were measured: "30 %" of the data; "0 (ST)", "4", "18 (WT)" layer groups."""
+    marks: dict[float, str] = {}
+    for curve in curves:
+        for x in (point["x"] for points in curve["series"].values() for point in points):
+            if curve["by"] == "data":
+                marks[x] = f"{100 * x:.3g} %"
+            else:
+                marks[x] = f"{x:.3g}" + {0: " (ST)", len(curve["groups"]): " (WT)"}.get(x, "")
+    return marks
 
 
 def rows(values: Mapping[str, Any]) -> list[list[Any]]:

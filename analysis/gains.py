@@ -6,7 +6,8 @@ Reads the results and predictions of finished WT, ST and RI runs (all data, no b
 set: medians over seeds of the target metric on the test split, size = WT / RI (what transfer gave), colour =
 (WT - ST) / WT (what features gave), also normalised over all cells to 0..1. Intervals: paired bootstrap, whole groups
 of test images drawn 1000 times, the same for all runs of a cell; p-values of the differences, Holm-corrected over all
-of them. Writes gains.json, gains.csv and gains.svg into the study's folder (analysis/), or that of the first run.
+of them. Beside them means over seeds with Student's and Welch's intervals, which hold the luck of training. Writes
+gains.json, gains.csv and gains.svg into the study's folder (analysis/), or that of the first run.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from analysis import seeds
 from analysis.chart_parts import number
 from analysis.chart_style import standalone
 from analysis.console import announce, table
@@ -30,6 +32,7 @@ from analysis.session import launch
 from analysis.study_runs import STUDIES, Gathered, Trained, gather, resampled, same_set
 from shards.aside import write_aside
 from shards.command_line import Parser
+from shards.words import counted
 
 STARTS = ("wt", "st", "ri")
 PAIRS = (("wt", "st"), ("st", "ri"), ("wt", "ri"))
@@ -133,6 +136,14 @@ def cell(data: str, model: str, runs: Sequence[Trained], draws: int, seed: int) 
         f"{first}-{second}": _difference(median[:, 0], resampled_medians, STARTS.index(first), STARTS.index(second))
         for first, second in PAIRS
     }
+    by_start = [scores[starts == i].tolist() for i in range(len(STARTS))]
+    values["over_seeds"] = {
+        "starts": {start: seeds.spread(found) for start, found in zip(STARTS, by_start, strict=True)},
+        "differences": {
+            f"{first}-{second}": seeds.difference(by_start[STARTS.index(first)], by_start[STARTS.index(second)])
+            for first, second in PAIRS
+        },
+    }
     return values
 
 
@@ -157,10 +168,11 @@ def gains(wt: np.ndarray, st: np.ndarray, ri: np.ndarray) -> tuple[np.ndarray, n
 
 
 def correct(cells: Sequence[dict[str, Any]]) -> None:
-    """Holm's correction over the differences of all cells, in place."""
-    rows = [row for each in cells for row in each["differences"].values()]
-    for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
-        row["p_holm"] = float(p)
+    """Holm's correction over the differences of all cells, over images and over seeds each, in place."""
+    for kind in ([each["differences"] for each in cells], [each["over_seeds"]["differences"] for each in cells]):
+        rows = [row for found in kind for row in found.values()]
+        for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
+            row["p_holm"] = float(p)
 
 
 def normalise(cells: Sequence[dict[str, Any]]) -> None:
@@ -181,7 +193,7 @@ def spearman(sizes: Sequence[float], colours: Sequence[float]) -> dict[str, Any]
     return {"rho": float(found.statistic), "p": float(found.pvalue), "cells": both.shape[1]}
 
 
-def figure(values: Mapping[str, Any], width: int = 1080) -> str:
+def figure(values: Mapping[str, Any], width: int = 940) -> str:
     """A panel a model; a dot a set: its size WT / RI, its shade the normalised share of features, whiskers 95 %."""
     cells = values["cells"]
     sets = list(dict.fromkeys(each["set"] for each in cells))
@@ -210,12 +222,20 @@ def cells_csv(values: Mapping[str, Any]) -> str:
     writer = csv.writer(stream, lineterminator="\n")
     head = ["set", "model", "metric", "fid", "wt", "st", "ri", "size", "size_low", "size_high"]
     head += ["features", "features_low", "features_high", "colour"]
-    head += [f"{pair}_{field}" for pair in ("wt-st", "st-ri", "wt-ri") for field in ("value", "low", "high", "p_holm")]
+    fields = ("value", "low", "high", "p_holm")
+    head += [f"{pair}_{field}" for pair in ("wt-st", "st-ri", "wt-ri") for field in fields]
+    head += [f"seeds_{start}_{field}" for start in STARTS for field in ("runs", "mean", "sd", "low", "high")]
+    head += [f"seeds_{pair}_{field}" for pair in ("wt-st", "st-ri", "wt-ri") for field in fields]
     writer.writerow(head)
     for each in values["cells"]:
         row = [each["set"], each["model"], each["metric"], each["fid"], *each["medians"].values()]
         row += [each["size"], *each["size_interval"], each["features"], *each["features_interval"], each["colour"]]
+        over = each["over_seeds"]
         for found in each["differences"].values():
+            row += [found["value"], *found["interval"], found["p_holm"]]
+        for found in over["starts"].values():
+            row += [found["runs"], found["mean"], found["sd"], *found["interval"]]
+        for found in over["differences"].values():
             row += [found["value"], *found["interval"], found["p_holm"]]
         writer.writerow(row)
     return stream.getvalue()
@@ -235,10 +255,27 @@ def rows(values: Mapping[str, Any]) -> list[list[str]]:
     return told
 
 
+def seed_rows(values: Mapping[str, Any]) -> list[list[str]]:
+    """Means over seeds ± standard deviations, their differences with Welch's intervals, under a head."""
+    told = [["set", "model", "WT", "ST", "RI", "WT-ST", "p", "ST-RI", "p"]]
+    for each in values["cells"]:
+        found = each["over_seeds"]
+        cells = [each["set"], each["model"]]
+        for start in STARTS:
+            row = found["starts"][start]
+            spread = f" ± {_short(row['sd'])}" if row["runs"] > 1 else ""
+            cells.append(f"{_short(row['mean'])}{spread}, {counted(row['runs'], 'run')}")
+        for pair in ("wt-st", "st-ri"):
+            row = found["differences"][pair]
+            cells += [_with_interval(row["value"], row["interval"]), _short(row["p_holm"])]
+        told.append(cells)
+    return told
+
+
 def text(values: Mapping[str, Any]) -> list[str]:
-    """The table for the console."""
+    """The tables for the console."""
     rank = values["spearman"]
-    lines = table(rows(values))
+    lines = [*table(rows(values)), "means over seeds:", *table(seed_rows(values))]
     lines.append(f"Spearman of size and colour over {rank['cells']} cells: {number(_nan(rank['rho']))}")
     return lines + [f"note: {remark}" for remark in values["remarks"]]
 

@@ -9,19 +9,15 @@ and JSON, and curves by layer for TensorBoard (RUN/tensorboard/analysis).
 """
 
 import argparse
-import csv
-import io
-import json
-from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 
-from analysis.report_data import KNOWN, Entry, Report, chosen, compare_all, gather_finished, load
+from analysis.report_data import Report, chosen, compare_all, gather_finished, load, peers_of
+from analysis.report_numbers import values_csv, values_json
 from analysis.report_sections import sections
 from analysis.report_style import page
 from analysis.report_tensorboard import write_curves
 from analysis.report_trained import head
-from analysis.results import plain
 from analysis.study_runs import STUDIES, gather
 from shards.aside import write_aside
 from shards.command_line import Parser
@@ -40,7 +36,7 @@ def main(args: argparse.Namespace) -> None:
     if len(document) > MAX_BYTES:
         raise ValueError(f"the report would have {len(document):,} bytes, above {MAX_BYTES:,}: name fewer runs")
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_aside(out.with_suffix(".csv"), values_csv(report.entries).encode())
+    write_aside(out.with_suffix(".csv"), values_csv([*report.entries, *report.peers]).encode())
     write_aside(out.with_suffix(".json"), values_json(report).encode())
     write_aside(out, document)
     for entry in report.entries:
@@ -52,7 +48,8 @@ def open_report(args: argparse.Namespace) -> tuple[Report, Path]:
     """The report of the command line, and the folder it belongs to."""
     if any(path.suffix == ".toml" for path in args.runs):
         found = gather(args.runs, args.studies)
-        return compare_all(load(chosen(found), args.shards, args.model), found), found.folder.parent
+        entries = load(chosen(found), args.shards, args.model)
+        return compare_all(entries, found, peers=peers_of(entries, found)), found.folder.parent
     entries = load(args.runs, args.shards, args.model)
     first = entries[0].run
     return compare_all(entries, gather_finished(args.runs)), first.folder or first.out_dir
@@ -63,41 +60,7 @@ def build_report(report: Report) -> str:
     title = "medshard: " + ", ".join(entry.name for entry in report.entries)
     paths = ", ".join(str(entry.run.path) for entry in report.entries)
     foot = f"Made by medshard from {escape(paths)}. Values on hover and in tables."
-    return page(title, head(report.entries), sections(report), foot)
-
-
-def values_csv(entries: Sequence[Entry]) -> str:
-    """The numbers of the page: run, start, what, layer, value; unrounded."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("run", "start", "what", "layer", "value"))
-    for entry in entries:
-        writer.writerows((entry.name, entry.start, *row) for row in values_of(entry))
-    return text.getvalue()
-
-
-def values_json(report: Report) -> str:
-    """The same numbers, and those of the comparison."""
-    rows = [
-        {"run": entry.name, "start": entry.start, "what": what, "layer": layer, "value": value}
-        for entry in report.entries
-        for what, layer, value in values_of(entry)
-    ]
-    content = {"format": 1, "values": rows, "gains": report.gains, "curves": report.curves}
-    return json.dumps(plain(content), allow_nan=False, indent=1) + "\n"
-
-
-def values_of(entry: Entry) -> Iterator[tuple[str, str, float | None]]:
-    """(what, layer, value) of one run: test metrics and their bounds, then every measure by layer."""
-    for name, value in (entry.results.get("test") or {}).items():
-        yield f"test {name}", "", value
-        for bound, end in zip(("low", "high"), entry.test_interval(name)[1:], strict=True):
-            if end == end:
-                yield f"test {name} {bound}", "", end
-    for measure in KNOWN:
-        for layer, value in zip(entry.layers, entry.by_layer(measure), strict=True):
-            if value == value:
-                yield measure, layer, value
+    return page(title, head(report), sections(report), foot)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import numpy as np
 
 from analysis import curves, gains
 from analysis.charts import values_or_gaps
+from analysis.gains import STARTS
 from analysis.knn import by_layer
 from analysis.results import read_result
 from analysis.study_runs import PREDICTIONS, Gathered, Trained, gather, trained
@@ -86,6 +87,15 @@ class Entry:
         value = (self.results.get("test") or {}).get(self.target or "")
         return float("nan") if value is None else float(value)
 
+    @property
+    def why_no_score(self) -> str:
+        """Why there is no test score, in words."""
+        if not self.results:
+            return "the run has not ended (--resume goes on)" if self.run.folder else "weights alone, no record"
+        if not self.results.get("test"):
+            return "its shard set has no test split"
+        return "undefined on these test images"
+
     def test_interval(self, name: str) -> tuple[float, float, float]:
         """(value, low, high) of a test metric; NaN for bounds that were not worked out."""
         found = ((self.results.get("test_details") or {}).get("intervals") or {}).get(name) or {}
@@ -140,9 +150,12 @@ class Report:
     gains: dict[str, Any] | None = None
     curves: dict[str, Any] | None = None
     why_no_gains: str = ""
+    peers: Sequence[Entry] = ()  # analysed runs of other seeds, each in the colour of the shown run of its start
 
 
-def compare_all(entries: Sequence[Entry], gathered: Gathered | None, draws: int = 1000) -> Report:
+def compare_all(
+    entries: Sequence[Entry], gathered: Gathered | None, draws: int = 1000, peers: Sequence[Entry] = ()
+) -> Report:
     """The report of some entries, with gains and curves where the runs allow them."""
     if gathered is None:
         return Report(entries)
@@ -153,7 +166,7 @@ def compare_all(entries: Sequence[Entry], gathered: Gathered | None, draws: int 
         found["why_no_gains"] = str(error)
     with suppress(ValueError):  # no curve in these runs
         found["curves"] = curves.measure(gathered, draws, 0)
-    return Report(entries, gathered, **found)
+    return Report(entries, gathered, **found, peers=peers)
 
 
 def gather_finished(paths: Sequence[Path]) -> Gathered | None:
@@ -171,7 +184,7 @@ def _is_finished(path: Path) -> bool:
 
 
 def chosen(found: Gathered) -> list[Path]:
-    """Runs of a study to show, of each model, set and start one; without WT, ST or RI runs the first ones.
+    """Runs of a study to show, of each model, set and start one, WT before ST before RI; without any the first ones.
 
     It is the run whose score is nearest the median of its start, of those that were analysed where some were.
     """
@@ -179,7 +192,9 @@ def chosen(found: Gathered) -> list[Path]:
     for run in found.runs:
         if run.is_plain:
             cells.setdefault((run.data, run.model, run.start), []).append(run)
-    shown = [_typical(runs) for runs in cells.values()]
+    models = list(dict.fromkeys((data, model) for data, model, _ in cells))
+    order = sorted(cells, key=lambda cell: (models.index(cell[:2]), STARTS.index(cell[2])))
+    shown = [_typical(cells[cell]) for cell in order]
     return [run.run.path for run in (shown or found.runs)[:SHOWN]]
 
 
@@ -190,22 +205,36 @@ def _typical(runs: Sequence[Trained]) -> Trained:
 
 def load(paths: Sequence[Path], shards: Path | None, model: str | None) -> list[Entry]:
     """Open the runs of a report. ValueError for a path that is none, or one run given twice."""
-    entries = []
-    for place, path in enumerate(paths):
-        run = open_run(path, shards, model)
-        files = {name: run.out_dir / f"{name}.json" for name in ANALYSES}
-        analyses = {name: read_result(file) for name, file in files.items() if file.is_file()}
-        others = {name: run.out_dir / f"{name}.json" for name in FURTHER}
-        further = {name: read_result(file) for name, file in others.items() if file.is_file()}
-        try:
-            results = run.results()
-        except ValueError:
-            results = {}
-        entries.append(Entry(run, place, results, run.metrics(), analyses, further))
+    entries = [_entry(path, place, shards, model) for place, path in enumerate(paths)]
     names = [entry.run.path.resolve() for entry in entries]
     if len(set(names)) < len(names):
         raise ValueError("a run is named twice: name each once")
     return entries
+
+
+def _entry(path: Path, place: int, shards: Path | None, model: str | None) -> Entry:
+    run = open_run(path, shards, model)
+    files = {name: run.out_dir / f"{name}.json" for name in (*ANALYSES, *FURTHER)}
+    found = {name: read_result(file) for name, file in files.items() if file.is_file()}
+    try:
+        results = run.results()
+    except ValueError:
+        results = {}
+    analyses = {name: found[name] for name in ANALYSES if name in found}
+    further = {name: found[name] for name in FURTHER if name in found}
+    return Entry(run, place, results, run.metrics(), analyses, further)
+
+
+def peers_of(entries: Sequence[Entry], found: Gathered) -> list[Entry]:
+    """The analysed runs of a study that are not shown, but differ from a shown one in their seed alone."""
+    shown = {entry.run.path.resolve() for entry in entries}
+    places = {(entry.run.info.model, entry.run.info.manifest_digest, entry.start): entry.place for entry in entries}
+    peers = []
+    for each in found.runs:
+        place = places.get((each.model, each.run.info.manifest_digest, each.start.upper()))
+        if each.is_plain and place is not None and each.run.path.resolve() not in shown:
+            peers.append(_entry(each.run.path, place, None, None))
+    return [peer for peer in peers if peer.analyses]
 
 
 def _cka(entry: Entry) -> dict[str, float]:

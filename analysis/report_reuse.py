@@ -9,24 +9,25 @@ from typing import Any
 from analysis import attention, embeddings, trajectory
 from analysis.chart_parts import legend, number
 from analysis.charts import Panel, Series, lines
-from analysis.cka import maps
-from analysis.report_data import KNOWN, Entry
+from analysis.cka import maps, pairs
+from analysis.report_data import KNOWN, Entry, Report
 from analysis.report_style import chart, details, heading, html_table
-from analysis.report_words import as_float, card, metric_name, pill
+from analysis.report_words import as_float, card, metric_name, named, pill
 
 MOST_POINTS = 3000  # of a map in a page
 MEASURES = (
     ("cka", "Alike before and after", "linear CKA, end with start; 1 = kept, 0 = new"),
     ("knn", "Known at this depth", ""),
     ("probe", "Linearly readable at this depth", ""),
-    ("l2", "Moved", "|end - start| / |start| of the weights"),
+    ("l2", "Moved", "|end - start| / |start| of the weights; logarithmic where all of them moved"),
     ("reinit", "Lost when put back", ""),
     ("dimension", "Directions in use", "intrinsic dimension (TwoNN) at the end"),
 )
 
 
-def reuse(entries: Sequence[Entry]) -> str:
+def reuse(report: Report) -> str:
     """Where reuse happens: all measures over one axis of layer groups, one figure a kind of model."""
+    entries = report.entries
     about = (
         "Every measure over the same layers. Reuse shows where features stay alike (high CKA), move little and are "
         "informative from the start; a layer that training made matters most when it is put back."
@@ -37,13 +38,24 @@ def reuse(entries: Sequence[Entry]) -> str:
             families.setdefault(tuple(entry.layers), []).append(entry)
     html = heading("reuse", "Where does reuse happen?", about)
     if not families:
-        return html + card(
-            "<p>No analysis has been run: python analysis/knn.py RUN, probe.py, cka.py, l2.py, reinit.py.</p>"
-        )
+        return html + card(f"<p>No analysis has been run.</p>{missing(entries)}")
     for layers, members in families.items():
-        html += card(_by_layer(layers, members))
+        html += card(_by_layer(layers, members, [peer for peer in report.peers if tuple(peer.layers) == layers]))
+    html += card(f"<h3>Not worked out</h3>{told}") if (told := missing(entries)) else ""
     compared = [entry for entry in entries if "cka" in entry.analyses]
     return html + "".join(_heat_maps(entry) for entry in compared) + "".join(map(further, entries))
+
+
+def missing(entries: Sequence[Entry]) -> str:
+    """Which analyses the curves lack, and how to run them; empty where nothing is missing."""
+    lines = []
+    for entry in entries:
+        lacking = [name for name in ("knn", "probe", "cka", "l2", "reinit") if name not in entry.analyses]
+        if lacking:
+            scripts = ", ".join(f"analysis/{name}.py" for name in lacking)
+            path = f"<code>{escape(str(entry.run.path))}</code>"
+            lines.append(f"<p class=hint>{named(entry)} lacks {scripts}: run each on {path}.</p>")
+    return "".join(lines)
 
 
 def further(entry: Entry) -> str:
@@ -93,33 +105,56 @@ FIGURES: dict[str, tuple[str, str, Callable[[Entry, Any], str]]] = {
 }
 
 
-def _by_layer(layers: Sequence[str], entries: Sequence[Entry]) -> str:
+def _by_layer(layers: Sequence[str], entries: Sequence[Entry], peers: Sequence[Entry]) -> str:
     target = metric_name(entries[0].target)
     units = {
         "knn": f"k-NN {target}; dashed: at the start",
         "probe": f"{target} of a linear probe; dashed: at the start",
+        "reinit": f"{target} lost when a group goes back to its start; 0 = nothing",
     }
-    units["reinit"] = f"{target} lost when a group goes back to its start"
-    panels, columns = [], []
+    panels, tables = [], ""
     for measure, title, unit in MEASURES:
-        series = []
-        for entry in entries:
-            for name, dash in ((measure, 0), (f"{measure}-start", 1)):
-                values = entry.by_layer(name) if name in KNOWN else []
-                if values and not all(isnan(value) for value in values):
-                    told = entry.name + (" at the start" if dash else "")
-                    series.append(
-                        Series(told, range(len(layers)), values, colour=entry.place, dash=dash, marks=not dash)
-                    )
-                    columns.append((f"{title}: {told}", values))
-        if series:
-            zero = measure in ("l2", "cka", "reinit", "dimension")
-            panels.append(Panel(title, series, units.get(measure, unit), zero=zero, height=118))
+        behind = [line for peer in peers if (line := _line(peer, layers, measure, thin=True))]
+        pairs = [(measure, False), (f"{measure}-start", True)]
+        shown = [line for entry in entries for name, dashed in pairs if (line := _line(entry, layers, name, dashed))]
+        if not shown:
+            continue
+        zero = measure in ("cka", "reinit", "dimension")
+        unit = units.get(measure, unit)
+        panels.append(Panel(title, [*behind, *shown], unit, zero=zero, log=measure == "l2", height=118))
+        rows = [[escape(layer), *(number(line.y[i]) for line in (*shown, *behind))] for i, layer in enumerate(layers)]
+        head = ["layer group", *(escape(line.name) for line in (*shown, *behind))]
+        tables += f"<h4>{escape(title)}</h4>{html_table(head, rows)}"
     key = legend([(f"{entry.name} ({entry.start})", entry.place, 0) for entry in entries])
-    svg = lines(panels, categories=layers, x_title="layer group, from input to head", width=1080)
-    rows = [[escape(layer), *(number(values[i]) for _, values in columns)] for i, layer in enumerate(layers)]
-    folded = html_table(["layer group", *(escape(title) for title, _ in columns)], rows)
-    return key + chart(svg, _features_told(entries)) + details("The values", folded)
+    svg = lines(panels, categories=layers, x_title="layer group, from input to head", width=940)
+    told = _features_told(entries) + (" Thin lines: the other seeds." if peers else "")
+    return key + chart(svg, told + _luck_told(entries)) + details("The values", tables)
+
+
+def _line(entry: Entry, layers: Sequence[str], measure: str, dashed: bool = False, thin: bool = False) -> Series | None:
+    """A measure of a run over its layers; None where it was not worked out."""
+    values = entry.by_layer(measure) if measure in KNOWN else []
+    if not values or all(isnan(value) for value in values):
+        return None
+    name = entry.name + (" at the start" if dashed else "")
+    marks = not (dashed or thin)
+    return Series(name, range(len(layers)), values, colour=entry.place, dash=int(dashed), marks=marks, thin=thin)
+
+
+def _luck_told(entries: Sequence[Entry]) -> str:
+    """How wide the luck of the test images is, beside which a loss or a gain by layer is read."""
+    spans = []
+    for entry in entries:
+        if entry.target and (entry.results.get("test") or {}).get(entry.target) is not None:
+            _, low, high = entry.test_interval(entry.target)
+            if not isnan(low):
+                spans.append(f"{escape(entry.name)} {low:.3f} to {high:.3f}")
+    if not spans:
+        return ""
+    return (
+        f" The luck of the test images alone gives the whole model a {escape(metric_name(entries[0].target))} of "
+        f"{', '.join(spans)} (95 %): smaller steps between layers say little."
+    )
 
 
 def _heat_maps(entry: Entry) -> str:
@@ -131,12 +166,26 @@ def _heat_maps(entry: Entry) -> str:
         f"{escape(found['about'])}. {request['images']} images of the {escape(request['split'])} split, "
         f"{escape(found['features'])} features, {'whole split' if kind == 'whole' else 'mini-batches'}."
     )
+    tables = "".join(
+        f"<h4>{row} (rows) with {column}</h4>{_matrix(found, kind, row, column)}" for row, column in pairs(found)
+    )
     return card(
         f"<h3>{escape(entry.name)} {pill(entry)} · all layers with all</h3>"
         '<figure><div class="maps" tabindex="0" role="region" '
         f'aria-label="heat maps of {escape(entry.name, quote=True)}">{svgs}</div>'
         f"<figcaption>{about}</figcaption></figure>{details('What frames the values', _frame(found))}"
+        f"{details('The values', tables)}"
     )
+
+
+def _matrix(found: Any, kind: str, row: str, column: str) -> str:
+    """One heat map as numbers."""
+    names, matrix = found["sides"], found[kind][f"{row}-{column}"]
+    rows = [
+        [escape(name), *(f"{as_float(value):.2f}" for value in line)]
+        for name, line in zip(names[row], matrix, strict=True)
+    ]
+    return html_table(["layer group", *map(escape, names[column])], rows)
 
 
 def _frame(found: Any) -> str:

@@ -6,11 +6,12 @@ from html import escape
 import numpy as np
 
 from analysis.chart_parts import legend
+from analysis.chart_style import NEUTRAL
 from analysis.charts import Panel, Series, heat_map, lines
 from analysis.report_cases import worst_cases
 from analysis.report_data import Entry
 from analysis.report_style import chart, details, heading, html_table
-from analysis.report_words import as_float, card, grid, metric_name, named, with_interval
+from analysis.report_words import as_float, card, grid, metric_name, named, rounded, with_interval
 from shards.words import counted
 from train.metrics import Task, confusion_matrix
 
@@ -24,12 +25,21 @@ def scores(entries: Sequence[Entry]) -> str:
         "95 %, whole groups (patients) of test images drawn again; the luck of a seed is not in them."
     )
     tested = [entry for entry in entries if entry.results.get("test")]
-    body = card(f"<h3>Test metrics</h3>{metrics_table(tested)}" if tested else "<p>No results yet.</p>")
+    body = card(f"<h3>Test metrics</h3>{metrics_table(tested) if tested else ''}{_untested(entries)}")
     known = [entry for entry in tested if entry.said is not None]
     curves = learning_curves(entries)
     cards = card(f"<h3>Learning curves</h3>{curves}") if curves else ""
     cards += card(reliability(known)) if known else ""
     return heading("scores", "How well?", about) + body + (grid(cards) if cards else "") + mistakes(known)
+
+
+def _untested(entries: Sequence[Entry]) -> str:
+    """Why runs have no row."""
+    return "".join(
+        f"<p class=hint>{escape(entry.name)}: no test metrics, {escape(entry.why_no_score)}.</p>"
+        for entry in entries
+        if not entry.results.get("test")
+    )
 
 
 def metrics_table(tested: Sequence[Entry]) -> str:
@@ -48,12 +58,14 @@ def metrics_table(tested: Sequence[Entry]) -> str:
     groups = (tested[0].results.get("test_details") or {}).get("groups")
     of = f" of {counted(groups, 'group')}" if groups else ""
     note = f"<p class=eyebrow>{counted(images, 'test image')}{of}</p>" if images else ""
-    return note + html_table(["metric", *map(named, tested)], rows, marked=target)
+    table = html_table(["metric", *map(named, tested)], rows, marked=target)
+    why = "<p class=hint>–: undefined on these test images, as where a class has none, or not worked out.</p>"
+    return note + table + (why if any("–" in cell for row in rows for cell in row[1:]) else "")
 
 
 def learning_curves(entries: Sequence[Entry]) -> str:
     """Training loss, validation loss and target metric over epochs; empty without records."""
-    target = entries[0].target or ""
+    target, found = entries[0].target or "", [learning_records(entry) for entry in entries]
     panels = []
     for kind, field, title in (
         ("train", "loss", "Training loss"),
@@ -61,17 +73,36 @@ def learning_curves(entries: Sequence[Entry]) -> str:
         ("val", target, f"Validation {metric_name(target)}"),
     ):
         series = []
-        for entry in entries:
-            records = [record for record in entry.metrics if record["kind"] == kind and field in record]
-            if records:
-                x, y = [record["epoch"] for record in records], [as_float(record[field]) for record in records]
+        for entry, records in zip(entries, found, strict=True):
+            points = [(row["epoch"], as_float(row[field])) for row in records[kind] if field in row]
+            if points:
+                x, y = zip(*points, strict=True)
                 series.append(Series(entry.name, x, y, colour=entry.place, marks=kind == "val"))
         if series:
             panels.append(Panel(title, series, zero=field == "loss", height=120))
     if not panels:
         return ""
+    rows = [
+        [escape(entry.name), f"{row['epoch']:.2f}", rounded(as_float(row["loss"])), rounded(as_float(row.get(target)))]
+        for entry, records in zip(entries, found, strict=True)
+        for row in records["val"]
+    ]
     key = legend([(entry.name, entry.place, 0) for entry in entries])
-    return key + chart(lines(panels, x_title="epoch", width=520))
+    table = html_table(["run", "epoch", "validation loss", f"validation {metric_name(target)}"], rows)
+    return key + chart(lines(panels, x_title="epoch", width=520)) + details("The values", table)
+
+
+def learning_records(entry: Entry) -> dict[str, list[dict[str, float]]]:
+    """ "train" and "val" -> epoch, loss and, where it was validated, the target metric of each record."""
+    names = ("epoch", "loss", entry.target or "")
+    return {
+        kind: [
+            {name: record[name] for name in names if name in record}
+            for record in entry.metrics
+            if record["kind"] == kind and "loss" in record
+        ]
+        for kind in ("train", "val")
+    }
 
 
 def mistakes(known: Sequence[Entry]) -> str:
@@ -124,7 +155,7 @@ def confusion_of(entry: Entry) -> np.ndarray:
 
 def reliability(known: Sequence[Entry]) -> str:
     """Accuracy over confidence: on the dotted line, a model is as often right as it says."""
-    series = [Series("as sure as right", [0, 1], [0, 1], colour=5, dash=2, marks=False)]
+    series = [Series("as sure as right", [0, 1], [0, 1], colour=NEUTRAL, dash=2, marks=False)]
     rows = []
     for entry in known:
         assert entry.said is not None

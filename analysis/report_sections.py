@@ -16,10 +16,10 @@ from analysis.report_words import card
 def sections(report: Report) -> list[tuple[str, str, str]]:
     """(anchor, name for the navigation, HTML) of each section."""
     made = [
-        ("trained", "Training", trained(report.entries)),
+        ("trained", "Training", trained(report)),
         ("data", "Data", data(report.entries)),
         ("scores", "Scores", scores(report.entries)),
-        ("reuse", "Reuse", reuse(report.entries)),
+        ("reuse", "Reuse", reuse(report)),
         ("comparison", "Comparison", comparison(report)),
         ("provenance", "Provenance", provenance(report.entries)),
     ]
@@ -40,7 +40,7 @@ def provenance(entries: Sequence[Entry]) -> str:
                 if isinstance(v, (int, float, str)) and k not in ("transform", "shards")
             }
             told = escape(", ".join(f"{key} {value}" for key, value in options.items()))
-            rows.append([escape(entry.name), escape(name), digests, told])
+            rows.append([escape(entry.name), escape(name), digests, f"<div class=asked>{told}</div>"])
     head_cells = ("run", "analysis", "weights", "asked")
     versions = entries[0].run.record.get("versions") or {}
     told = escape(", ".join(f"{name} {version}" for name, version in versions.items())) or "not recorded"

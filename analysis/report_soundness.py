@@ -72,7 +72,9 @@ def _balance(counts: dict[str, int]) -> str:
         if count
     )
     told = ", ".join(f"{name} {count / total:.0%}" for name, count in counts.items())
-    return f'<div class="bar" role="img" aria-label="{escape(told, quote=True)}">{parts}</div>'
+    counted = ", ".join(f"{escape(name)} {count:,}" for name, count in counts.items())
+    bar = f'<div class="bar" role="img" aria-label="{escape(told, quote=True)}">{parts}</div>'
+    return f'{bar}<div class="counts">{counted}</div>'
 
 
 def _left_out(shards: ShardSet) -> str:

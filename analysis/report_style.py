@@ -1,9 +1,12 @@
 """The page around a report: one HTML file without script or network, light and dark, for screen, phone and print."""
 
+import re
 from collections.abc import Sequence
 from html import escape
 
 from analysis.chart_style import rules, style
+
+WIDE = 12  # columns beyond which a table is set small in print
 
 CSS = """
 *{box-sizing:border-box}
@@ -44,7 +47,7 @@ linear-gradient(270deg,var(--edge),transparent) 100% 0/10px 100%;background-repe
 .scroll:focus-visible{outline-offset:4px}
 .scroll svg.chart{display:block;max-width:100%;height:auto;min-width:min(100%,560px)}
 .maps{display:flex;gap:12px;padding-bottom:4px}
-.maps svg.chart{flex:1 1 330px;min-width:330px;max-width:440px;height:auto}
+.maps svg.chart{flex:0 1 auto;min-width:300px;height:auto}
 .maps.own svg.chart{flex:0 0 auto;min-width:0}
 figure{margin:0}
 figcaption{margin-top:8px;color:var(--soft);font-size:13.5px;max-width:820px}
@@ -54,7 +57,7 @@ table{border-collapse:collapse;font-size:14px;font-variant-numeric:tabular-nums}
 th,td{padding:6px 14px 6px 0;border-bottom:1px solid var(--grid);text-align:right;white-space:nowrap}
 th:first-child,td:first-child{text-align:left}
 td.text,th.text{text-align:left}
-td.wrap{white-space:normal;min-width:160px}
+.asked{white-space:normal;min-width:260px}
 thead th{color:var(--soft);font-weight:600;font-size:13px}
 tr.target td{font-weight:650}
 details{margin-top:12px;font-size:14px}
@@ -72,8 +75,8 @@ h4{margin:16px 0 6px;font-size:14px}
 .case img{border-radius:6px}
 .case code{font-size:10.5px;color:var(--soft)}
 .sheet{display:block;max-width:100%;height:auto}
-.warning{margin:22px 0 0;padding:13px 18px;border:1px solid var(--s3);border-left:6px solid var(--s3);border-radius:8px;
-background:color-mix(in srgb,var(--s3) 11%,var(--surface))}
+.warning{margin:22px 0 0;padding:13px 18px;border:1px solid var(--s1);border-left:6px solid var(--s1);border-radius:8px;
+background:color-mix(in srgb,var(--s1) 11%,var(--surface))}
 .facts{display:grid;grid-template-columns:max-content 1fr;gap:3px 18px;margin:0;font-size:14px}
 .facts dt{color:var(--soft)}
 .facts dd{margin:0;min-width:0;overflow-wrap:anywhere}
@@ -81,6 +84,7 @@ background:color-mix(in srgb,var(--s3) 11%,var(--surface))}
 font-size:13.5px}
 .samples img{display:block;max-width:100%;height:auto;border-radius:6px;background:#fff}
 .bar{display:flex;height:12px;border-radius:6px;overflow:hidden;gap:2px;min-width:160px}
+.counts{margin-top:3px;color:var(--soft);font-size:12.5px;white-space:normal;text-align:left;min-width:160px}
 .bar i{display:block;min-width:2px}
 code{font:12.5px/1.4 ui-monospace,'SF Mono',Menlo,'DejaVu Sans Mono',monospace;overflow-wrap:anywhere}
 footer{padding-top:30px;padding-bottom:48px;color:var(--soft);font-size:13px}
@@ -88,11 +92,21 @@ footer{padding-top:30px;padding-bottom:48px;color:var(--soft);font-size:13px}
 @media screen and (max-width:900px){.scroll svg.chart{max-width:none;min-width:0}}
 @media (max-width:640px){main,header .inner,nav .inner,footer{padding:0 14px}header{padding:26px 0 18px}
 .card{padding:14px}.facts{grid-template-columns:1fr}.facts dd{margin-bottom:6px}.samples{grid-template-columns:1fr}}
-@media print{nav{display:none}body{font-size:11pt;background:#fff}.card,.tile{break-inside:avoid;border-color:#ccc}
-section{padding-top:16px}.scroll,.maps,details .scroll{overflow:visible;max-height:none;
-background:none}.maps{flex-wrap:wrap}
-table{font-size:8.5pt}.interval{font-size:8pt}th,td{padding:3px 8px 3px 0;white-space:normal}
-.scroll svg.chart{min-width:0}.samples img{max-width:100%}}
+@media print{@page{margin:11mm}
+nav{display:none}header{padding:0 0 8px}main,header .inner,footer{padding:0}
+body{font-size:10.5pt;background:#fff}*{print-color-adjust:exact;-webkit-print-color-adjust:exact}
+.card{padding:10px 12px;-webkit-box-decoration-break:clone;box-decoration-break:clone}
+.card,.tile{border-color:#ccc;border-top-color:var(--tone,#ccc)}
+.tile,figure,tr,ul.legend,.samples,.grid2{break-inside:avoid}
+h2,h2+p,h3,h4,.legend,.eyebrow,summary{break-after:avoid;break-inside:avoid}h2+p{max-width:none}
+section{padding-top:14px}.scroll,.maps,details .scroll{overflow:visible;max-height:none;background:none}
+details::details-content{content-visibility:visible;block-size:auto;height:auto}summary{list-style:none}
+table{font-size:8pt;max-width:100%}.interval{font-size:7.5pt}thead{display:table-header-group}
+th,td{padding:2px 7px 2px 0;white-space:normal}
+thead th{font-size:inherit}table.wide{font-size:6pt}table.wide th,table.wide td{padding:1px 3px 1px 0}
+table.wide thead th+th{writing-mode:vertical-rl;padding:3px 0;text-align:left}
+.scroll svg.chart{min-width:0;max-height:250mm}.maps svg.chart{flex:0 1 32%;min-width:0}.maps.own{flex-wrap:wrap}
+.samples img{max-width:100%}.hint,figcaption{max-width:none}}
 """
 
 
@@ -136,8 +150,10 @@ def html_table(
         f"<tr{' class=target' if i == marked else ''}>{row(cells, 'td', '')}</tr>" for i, cells in enumerate(rows)
     )
     top = f"<thead><tr>{row(head, 'th', ' scope=col')}</tr></thead>"
-    inside = f"<table>{top}<tbody>{body}</tbody></table>"
-    return f'<div class="scroll" tabindex="0" role="region" aria-label="table">{inside}</div>'
+    wide = " class=wide" if len(head) > WIDE else ""
+    label = escape(re.sub("<[^>]*>", "", f"table: {', '.join(head[:6])}{', …' if len(head) > 6 else ''}"), quote=True)
+    inside = f"<table{wide}>{top}<tbody>{body}</tbody></table>"
+    return f'<div class="scroll" tabindex="0" role="region" aria-label="{label}">{inside}</div>'
 
 
 def details(summary: str, html: str) -> str:
@@ -148,4 +164,6 @@ def details(summary: str, html: str) -> str:
 def chart(svg: str, caption: str = "") -> str:
     """A chart with its caption, which scrolls by itself in a narrow window."""
     note = f"<figcaption>{caption}</figcaption>" if caption else ""
-    return f'<figure><div class="scroll" tabindex="0" role="region" aria-label="chart">{svg}</div>{note}</figure>'
+    named = re.search('aria-label="([^"]*)"', svg)
+    label = f"chart: {named[1]}" if named else "chart"
+    return f'<figure><div class="scroll" tabindex="0" role="region" aria-label="{label}">{svg}</div>{note}</figure>'

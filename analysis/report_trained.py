@@ -1,26 +1,20 @@
 """What was trained on what: the top of a report, and a row a run."""
 
-from collections.abc import Sequence
 from html import escape
-from math import isfinite
 from typing import Any
 
 from analysis.chart_style import NUM_SERIES
-from analysis.report_data import Entry
+from analysis.report_data import Entry, Report
 from analysis.report_style import heading, html_table
+from analysis.report_verdict import seeds_of, verdict
 from analysis.report_words import card, metric_name, pill, rounded, set_name
 
 
-def head(entries: Sequence[Entry]) -> str:
-    """Title, the result in one sentence, one tile a run; and loudly whether the images are phantoms."""
+def head(report: Report) -> str:
+    """Title, the result in one paragraph, one tile a run; and loudly whether the images are phantoms."""
+    entries = report.entries
     sets = sorted({entry.results.get("shards") or set_name(entry) for entry in entries})
-    target = entries[0].target
-    tiles = "".join(
-        f'<div class="tile" style="--tone:var(--s{entry.place % NUM_SERIES})"><div class="what">{escape(entry.name)} '
-        f'{pill(entry)}</div><div class="value">{rounded(entry.test_value())}</div>'
-        f'<div class="note">{escape(metric_name(entry.target))}, test split</div></div>'
-        for entry in entries
-    )
+    tiles = "".join(_tile(entry, seeds_of(entry, report)) for entry in entries)
     warning = ""
     if any(entry.phantom for entry in entries):
         warning = (
@@ -31,35 +25,41 @@ def head(entries: Sequence[Entry]) -> str:
     return (
         f'<p class="eyebrow">medshard · {escape(", ".join(sets))}</p>'
         "<h1>What did transfer bring, and where is it reused?</h1>"
-        f'<p class="lead">{_verdict(entries, target)}</p>{warning}<div class="tiles">{tiles}</div>'
+        f'<p class="lead">{verdict(report)}</p>{warning}<div class="tiles">{tiles}</div>'
     )
 
 
-def _verdict(entries: Sequence[Entry], target: str | None) -> str:
-    known = [(entry, entry.test_value()) for entry in entries if isfinite(entry.test_value())]
-    if not known:
-        return "No run of this report has a test result yet."
-    sets = list(dict.fromkeys(set_name(entry) for entry, _ in known))
-    if len(sets) > 1:
-        return f"Runs on {escape(', '.join(sets))}: scores of different sets are not compared with each other."
-    name = escape(metric_name(target))
-    best, value = max(known, key=lambda pair: pair[1])
-    if len(known) == 1:
-        return f"<strong>{escape(best.name)}</strong> reaches <strong>{value:.3f}</strong> {name} on the test split."
-    worst, low = min(known, key=lambda pair: pair[1])
+def _tile(entry: Entry, over: dict[str, Any] | None) -> str:
+    """The run's score; where its start has several seeds, their mean, and what the run itself has."""
+    name, own = escape(metric_name(entry.target)), rounded(entry.test_value())
+    what, value, note = f"{escape(entry.name)} {pill(entry)}", own, f"{name}, test split"
+    if over:
+        what, value = f"{pill(entry)} {over['runs']} seeds", rounded(over["mean"])
+        note = f"{name}, test split: mean, {rounded(over['low'])} to {rounded(over['high'])}"
+        note += f"<br>in detail below: {escape(entry.name)} ({own})"
+    if own == "–":
+        note += f": {entry.why_no_score}"
+    tone = f"--tone:var(--s{entry.place % NUM_SERIES})"
     return (
-        f"<strong>{escape(_who(best))}</strong> reaches <strong>{value:.3f}</strong> {name} on the test split, "
-        f"<strong>{value - low:.3f}</strong> above {escape(_who(worst))}."
+        f'<div class="tile" style="{tone}"><div class="what">{what}</div><div class="value">{value}</div>'
+        f'<div class="note">{note}</div></div>'
     )
 
 
-def _who(entry: Entry) -> str:
-    words = {"WT": "pretrained weights", "ST": "pretrained statistics alone", "RI": "a random start"}
-    return f"{entry.name} ({words[entry.start]})" if entry.start in words else entry.name
+def entries_told(report: Report) -> str:
+    """Which of a study's runs the page shows."""
+    found = report.gathered
+    if found is None or len(found.runs) == len(report.entries):
+        return ""
+    return (
+        f"Of {len(found.runs)} finished runs {len(report.entries)} are shown in detail: of each start the one whose "
+        "score is nearest the median, of those that were analysed. All are compared at the end."
+    )
 
 
-def trained(entries: Sequence[Entry]) -> str:
+def trained(report: Report) -> str:
     """What was trained on what."""
+    entries = report.entries
     about = "WT starts from pretrained weights, ST from their mean and spread alone, RI from a random initialisation."
     names = (
         "run",
@@ -90,4 +90,6 @@ def trained(entries: Sequence[Entry]) -> str:
             cells += [epochs, results.get("steps", "–"), batch, escape(made.optimizer), f"{made.lr:g}", train.seed]
         cells.append(f"epoch {best['epoch']:.1f}" if best else "–")
         rows.append([str(cell) for cell in cells])
+    if told := entries_told(report):
+        about += f" {told}"
     return heading("trained", "What was trained on what", about) + card(html_table(names, rows, text_columns=4))
