@@ -174,6 +174,7 @@ remote_settings() {
 train() {
     local -a where=()
     local over_ssh=0 status=0 told=0 port=${MASTER_PORT:-}
+    [[ -d ${TMPDIR:-/tmp} && -w ${TMPDIR:-/tmp} ]] || die "TMPDIR=${TMPDIR:-/tmp} is no folder that can be written to: name another, as in TMPDIR=/tmp, or make it"
     cpu_settings
     export PATH=$venv/bin:$PATH # nodes and ranks find this environment's python, ninja and deepspeed
     if [[ -n ${HOSTFILE:-} || -n ${NODE_RANK:-} ]]; then

@@ -83,3 +83,13 @@ def test_a_banks_room_is_taken_before_it_is_filled(tmp_path: Path, monkeypatch: 
     with pytest.raises(OSError, match="No space left") as caught:
         banks._reserve(path)
     assert in_words(caught.value) == f"{path}: No space left on device: {NEXT_STEPS[errno.ENOSPC]}"
+
+
+def test_a_missing_folder_for_temporary_files_is_one_line(tmp_path: Path) -> None:
+    environment = os.environ | {"TMPDIR": str(tmp_path / "none")}
+    command = [str(ROOT / "launch.sh"), "train", "--shards", "x"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(
+        f"error: TMPDIR={tmp_path / 'none'} is no folder that can be written to: name another"
+    )
