@@ -100,6 +100,7 @@ class Transform:
 
     def _final_size(self) -> Size:
         size: Size | None = None
+        short: int | None = None  # side, where a Resize fixed that one alone
         for operator in self.operators:
             if isinstance(operator, CenterCrop | RandomCrop | RandomResizedCrop):
                 target, name = as_size("", operator.size), type(operator).__name__
@@ -107,8 +108,12 @@ class Transform:
                     room = 2 * operator.padding if isinstance(operator, RandomCrop) else 0
                     fits = target[0] <= size[0] + room and target[1] <= size[1] + room
                     require(fits, too_large(name, target, f"{size[0]} x {size[1]}"))
-                size = target
+                if short is not None and not isinstance(operator, RandomResizedCrop):
+                    room = 2 * operator.padding if isinstance(operator, RandomCrop) else 0
+                    require(min(target) <= short + room, too_large(name, target, f"a short side of {short}"))
+                size, short = target, None
             elif isinstance(operator, Resize):
+                short = operator.size if isinstance(operator.size, int) else None
                 size = None if isinstance(operator.size, int) else as_size("", operator.size)
             elif isinstance(operator, Rotate90) and size is not None and size[0] != size[1]:
                 size = None

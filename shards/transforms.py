@@ -4,8 +4,10 @@ The operators and what they mean stand in `shards.operators`, `shards.warps` and
 make in `shards.chain`, several views of an image in `shards.views`.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+import difflib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import Field, fields
 from typing import Any
 
 from shards.chain import UNTOUCHED, Drawn, Transform, too_large
@@ -129,18 +131,54 @@ def operator_of(step: Mapping[str, Any]) -> Operator:
     Raises:
         ValueError: an unknown operator or parameter, or a value out of range.
     """
+    if not isinstance(step, Mapping):
+        raise ValueError(f'{step!r} is no operator; write a table, {{"op": "HorizontalFlip"}}')
     name = step.get("op")
-    if name not in OPERATORS:
-        raise ValueError(f"unknown operator {name!r}; known: {', '.join(OPERATORS)}")
+    if not isinstance(name, str) or name not in OPERATORS:
+        raise ValueError(f"unknown operator {name!r}{_nearest(name, OPERATORS)}; known: {', '.join(OPERATORS)}")
     kind = OPERATORS[name]
-    known = [each.name for each in fields(kind)]
+    known = {each.name: each for each in fields(kind)}
     given = {key: _frozen(value) for key, value in step.items() if key != "op"}
-    if unknown := [key for key in given if key not in known]:
-        raise ValueError(f"{name} has no parameter {unknown[0]!r}; it has {', '.join(known) or 'none'}")
+    for key, value in given.items():
+        if key not in known:
+            raise ValueError(
+                f"{name} has no parameter {key!r}{_nearest(key, known)}; it has {', '.join(known) or 'none'}"
+            )
+        _check_kind(name, known[key], value)
     try:
         return kind(**given)
     except TypeError as error:
         raise ValueError(f"{name}: {error}") from None
+
+
+def _nearest(word: Any, known: Mapping[str, Any]) -> str:
+    """`: did you mean X?`, or nothing where none is near; torchvision's names begin with Random."""
+    by_letters = {each.lower(): each for each in known}
+    near = difflib.get_close_matches(str(word).lower().removeprefix("random"), by_letters, n=1)
+    return f": did you mean {by_letters[near[0]]}?" if near else ""
+
+
+def _check_kind(name: str, parameter: Field[Any], value: Any) -> None:
+    """Refuse what is of another kind than the parameter's default, and numbers that are not finite."""
+    default, several = list(_leaves(parameter.default)), isinstance(parameter.default, tuple)
+    if isinstance(default[0], bool | str):
+        return  # the operator itself says which it knows
+    whole = all(isinstance(each, int) for each in default)
+    kinds = int if whole else int | float
+    fine = all(isinstance(x, kinds) and not isinstance(x, bool) and math.isfinite(x) for x in _leaves(value))
+    if parameter.name != "size":  # one number or two
+        fine = fine and isinstance(value, tuple) == several
+    wanted = f"{'a list of' if several else 'a'} {'whole' if whole else 'finite'} number{'s' if several else ''}"
+    require(fine, f"{name}: {parameter.name} is {value!r}; give {wanted}, such as {parameter.default}")
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """What stands in tuples, however deep; anything else by itself."""
+    if isinstance(value, tuple):
+        for each in value:
+            yield from _leaves(each)
+    else:
+        yield value
 
 
 def _frozen(value: Any) -> Any:

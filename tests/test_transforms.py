@@ -22,7 +22,7 @@ from shards.operators import (
     Resize,
     VerticalFlip,
 )
-from shards.transforms import PRESETS, Drawn, Transform, eval_transform, train_transform
+from shards.transforms import PRESETS, Drawn, Transform, eval_transform, train_transform, transform_of
 from shards.views import MultiCrop, Views
 
 
@@ -159,3 +159,36 @@ def test_wrong_parameters_are_refused(make, message: str) -> None:
     with pytest.raises(ValueError) as caught:
         make()
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (7, "7 is no operator; write a table"),
+        ({"op": ["Resize"]}, "unknown operator ['Resize']"),
+        ({"op": "HorizontlFlip"}, "unknown operator 'HorizontlFlip': did you mean HorizontalFlip?"),
+        ({"op": "RandomRotation"}, "did you mean Rotation?"),
+        ({"op": "ColorJitter", "brigthness": 0.5}, "no parameter 'brigthness': did you mean brightness?"),
+        ({"op": "RandomResizedCrop", "size": True}, "size is True; give a whole number"),
+        ({"op": "RandomResizedCrop", "size": None}, "size is None; give a whole number"),
+        ({"op": "RandomResizedCrop", "scale": [0.1, np.inf]}, "scale is (0.1, inf); give a list of finite numbers"),
+        ({"op": "HorizontalFlip", "p": True}, "p is True; give a finite number"),
+        ({"op": "HorizontalFlip", "p": "0.5"}, "p is '0.5'; give a finite number"),
+        ({"op": "Rotation", "degrees": 45}, "degrees is 45; give a list of finite numbers, such as (-180.0, 180.0)"),
+        ({"op": "RandomCrop", "size": 65, "padding": 1.5}, "padding is 1.5; give a whole number"),
+        ({"op": "GaussianBlur", "kernel_size": 3.0}, "kernel_size is 3.0; give a whole number"),
+        ({"op": "Erasing", "value": np.nan}, "value is nan; give a finite number"),
+        ({"op": "Normalize", "mean": ["a"], "std": [0.5]}, "mean is ('a',); give a list of finite numbers"),
+    ],
+)
+def test_wrong_data_are_refused(step, message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        transform_of([{"op": "RandomResizedCrop", "size": 64}, step], (0.5,), (0.5,))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("crop", ["CenterCrop", "RandomCrop"])
+def test_a_crop_larger_than_the_short_side_is_refused(crop: str) -> None:
+    with pytest.raises(ValueError, match="the crop 65 x 65 is larger than the image resized to a short side of 64"):
+        transform_of([{"op": "Resize", "size": 64}, {"op": crop, "size": 65}], (0.5,), (0.5,))
+    assert transform_of([{"op": "Resize", "size": 64}, {"op": crop, "size": [64, 65]}], (0.5,), (0.5,)).size == (64, 65)
