@@ -13,7 +13,7 @@ def parser(description: str, *, split: str = "test") -> argparse.ArgumentParser:
     """A parser with the flags of every analysis."""
     made = Parser(description=description, rare=RARE)
     made.add_argument("run", type=Path, help="run directory, .safetensors file or DeepSpeed checkpoint folder")
-    made.add_argument("--shards", type=Path, help="shard set; default: the one of the training")
+    made.add_argument("--shards", help="shard set, a folder or a URL; default: the one of the training")
     made.add_argument("--model", help="timm name, for weights that do not say what they are of")
     made.add_argument(
         "--weights", choices=("best", "last"), default="best", help="end of a run directory (default best)"

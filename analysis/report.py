@@ -67,7 +67,7 @@ if __name__ == "__main__":
     made = Parser(description=__doc__)
     made.add_argument("runs", nargs="+", type=Path, metavar="RUN|STUDY", help="run directories, weights or study files")
     made.add_argument("--out", type=Path, help="file to write (default report.html beside the first run, or the study)")
-    made.add_argument("--shards", type=Path, help="shard set; default: the one of the training")
+    made.add_argument("--shards", help="shard set, a folder or a URL; default: the one of the training")
     made.add_argument("--model", help="timm name, for weights that do not say what they are of")
     made.add_argument("--studies", type=Path, default=STUDIES, help=f"where studies lie (default {STUDIES})")
     made.add_argument("--debug", action="store_true", help="show the traceback of an error")

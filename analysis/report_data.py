@@ -203,7 +203,7 @@ def _typical(runs: Sequence[Trained]) -> Trained:
     return min(runs, key=lambda run: (not any(run.run.out_dir.glob("*.json")), abs(run.score - middle)))
 
 
-def load(paths: Sequence[Path], shards: Path | None, model: str | None) -> list[Entry]:
+def load(paths: Sequence[Path], shards: str | Path | None, model: str | None) -> list[Entry]:
     """Open the runs of a report. ValueError for a path that is none, or one run given twice."""
     entries = [_entry(path, place, shards, model) for place, path in enumerate(paths)]
     names = [entry.run.path.resolve() for entry in entries]
@@ -212,7 +212,7 @@ def load(paths: Sequence[Path], shards: Path | None, model: str | None) -> list[
     return entries
 
 
-def _entry(path: Path, place: int, shards: Path | None, model: str | None) -> Entry:
+def _entry(path: Path, place: int, shards: str | Path | None, model: str | None) -> Entry:
     run = open_run(path, shards, model)
     files = {name: run.out_dir / f"{name}.json" for name in (*ANALYSES, *FURTHER)}
     found = {name: read_result(file) for name, file in files.items() if file.is_file()}

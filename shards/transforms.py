@@ -152,9 +152,9 @@ def operator_of(step: Mapping[str, Any]) -> Operator:
 
 
 def _nearest(word: Any, known: Mapping[str, Any]) -> str:
-    """`: did you mean X?`, or nothing where none is near; torchvision's names begin with Random."""
-    by_letters = {each.lower(): each for each in known}
-    near = difflib.get_close_matches(str(word).lower().removeprefix("random"), by_letters, n=1)
+    """`: did you mean X?`, or nothing where none is near or holds it; torchvision's names begin with Random."""
+    by_letters, letters = {each.lower(): each for each in known}, str(word).lower().removeprefix("random")
+    near = difflib.get_close_matches(letters, by_letters, n=1) or [each for each in by_letters if letters in each]
     return f": did you mean {by_letters[near[0]]}?" if near else ""
 
 

@@ -121,7 +121,6 @@ def test_evaluation_does_not_round_and_executors_agree(bits: int, size: int | tu
         (Resize((140, 150), "bicubic", rounded=False), CenterCrop(128)),
         (Resize(140, rounded=False), HorizontalFlip(), CenterCrop(128)),
         (RandomCrop(200), Resize(140, rounded=False), RandomCrop(128), Rotate90(), VerticalFlip()),
-        (Resize(100, rounded=False), CenterCrop(128)),
     ],
 )
 def test_what_else_evaluation_may_be_does_not_round_either(

@@ -117,8 +117,8 @@ def test_operators_of_ones_own(tiny_set: Path) -> None:
         "Normalize",
     ]
     for wrong, message in (
-        ('[{"op": "Blur"}]', "unknown operator 'Blur'; known: Resize"),
-        ('[{"op": "Resize", "side": 3}]', "Resize has no parameter 'side'; it has size"),
+        ('[{"op": "Blur"}]', "unknown operator 'Blur': did you mean GaussianBlur?; known: Resize"),
+        ('[{"op": "Resize", "side": 3}]', "Resize has no parameter 'side': did you mean size?; it has size"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             train(tiny_set, "none", "--train-operators", wrong)
