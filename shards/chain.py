@@ -103,14 +103,9 @@ class Transform:
         short: int | None = None  # side, where a Resize fixed that one alone
         for operator in self.operators:
             if isinstance(operator, CenterCrop | RandomCrop | RandomResizedCrop):
-                target, name = as_size("", operator.size), type(operator).__name__
-                if size is not None and not isinstance(operator, RandomResizedCrop):
-                    room = 2 * operator.padding if isinstance(operator, RandomCrop) else 0
-                    fits = target[0] <= size[0] + room and target[1] <= size[1] + room
-                    require(fits, too_large(name, target, f"{size[0]} x {size[1]}"))
-                if short is not None and not isinstance(operator, RandomResizedCrop):
-                    room = 2 * operator.padding if isinstance(operator, RandomCrop) else 0
-                    require(min(target) <= short + room, too_large(name, target, f"a short side of {short}"))
+                target = as_size("", operator.size)
+                if not isinstance(operator, RandomResizedCrop):
+                    _check_room(operator, target, size, short)
                 size, short = target, None
             elif isinstance(operator, Resize):
                 short = operator.size if isinstance(operator.size, int) else None
@@ -187,3 +182,13 @@ def too_large(name: str, target: Size, found: str) -> str:
         f"{name}: the crop {target[0]} x {target[1]} is larger than the image resized to {found}: resize to at least "
         f"{max(target)}, or crop less"
     )
+
+
+def _check_room(crop: CenterCrop | RandomCrop, target: Size, size: Size | None, short: int | None) -> None:
+    """Refuse a crop that is larger than the image before it: its size, or its short side, where either is known."""
+    room, name = 2 * crop.padding if isinstance(crop, RandomCrop) else 0, type(crop).__name__
+    if size is not None:
+        fits = target[0] <= size[0] + room and target[1] <= size[1] + room
+        require(fits, too_large(name, target, f"{size[0]} x {size[1]}"))
+    if short is not None:
+        require(min(target) <= short + room, too_large(name, target, f"a short side of {short}"))
