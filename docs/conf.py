@@ -9,11 +9,12 @@ release = metadata.version("medshard")
 extensions = ["myst_parser"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
 html_title = "medshard"
 html_show_copyright = False
 html_show_sphinx = False
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 4
-# Links to files of the repository are copied beside the pages, so that a page works from a disk, too.
 suppress_warnings = ["myst.header"]

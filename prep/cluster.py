@@ -47,7 +47,7 @@ def _connect(address: str) -> Any:
     try:
         from distributed import Client
     except ImportError:
-        raise ValueError("--cluster needs Dask: pip install 'medshard[cluster]'") from None
+        raise ValueError("--cluster needs Dask: pip install -e '.[cluster]'") from None
     try:
         return Client(address, timeout=CONNECT_SECONDS, set_as_default=False)  # type: ignore[no-untyped-call]
     except (OSError, TimeoutError, ValueError) as error:

@@ -86,7 +86,7 @@ class PixelOptions:
         if self.bits == 16 and self.format == "jpeg":
             raise ValueError("--bits 16 needs a lossless format: add --format png, htj2k or raw")
         if self.format == "htj2k" and find_spec("imagecodecs") is None:
-            raise ValueError("--format htj2k needs the package imagecodecs: pip install 'medshard[htj2k]', or take png")
+            raise ValueError("--format htj2k needs the package imagecodecs: pip install -e '.[htj2k]', or take png")
         if self.bits == 16 and self.channels == 3:
             raise ValueError("--bits 16 is for one-channel images; this dataset has three channels")
         if self.crop not in CROPS:

@@ -95,7 +95,5 @@ def test_a_set_of_16_bits(form: str, tmp_path: Path) -> None:
 
 def test_without_its_package_htj2k_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("prep.images.find_spec", lambda name: None)
-    with pytest.raises(
-        ValueError, match=r"needs the package imagecodecs: pip install 'medshard\[htj2k\]', or take png"
-    ):
+    with pytest.raises(ValueError, match=r"needs the package imagecodecs: pip install -e '.\[htj2k\]', or take png"):
         PixelOptions(1, None, "htj2k")

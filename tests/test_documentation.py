@@ -68,3 +68,19 @@ def test_every_preset_has_its_row_and_its_sheet():
     page = (ROOT / "docs" / "augmentation.md").read_text()
     for preset in PRESETS:
         assert f"| `{preset}` |" in page and f"](view-{preset}.png)" in page, preset
+
+
+OTHERS = frozenset(  # flags of docker, apptainer, pip, pip-audit, torchrun, scancel and sbatch
+    ["build-arg", "user", "gpus", "rm", "shm-size", "nv", "bind", "target", "no-deps", "disable-pip", "osv-url"]
+    + ["nproc_per_node", "signal", "batch", "exclusive"]
+)
+
+
+def test_every_flag_that_a_page_names_is_one_of_ours():
+    code = SOURCES + "".join(path.read_text() for path in (ROOT / "benchmarks").glob("*.py"))
+    fields = set(re.findall(r"^    (\w+): ", code, re.MULTILINE))
+    for page in [*PAGES, ROOT / "benchmarks" / "README.md", ROOT / "shards" / "FORMAT.md"]:
+        text = page.read_text().split("## Flags of its command line")[0]  # in params.md: the study's
+        for flag in [] if page.name == "CHANGELOG.md" else re.findall(r"(?<![\w-])--([a-z][a-z0-9_-]+)", text):
+            ours = f'"--{flag}"' in code or flag.replace("-", "_").removeprefix("no_") in fields
+            assert ours or flag in OTHERS, f"{page.name}: --{flag}"

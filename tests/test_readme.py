@@ -38,6 +38,26 @@ def test_every_script_that_the_readme_names_is_there():
         assert (ROOT / script).is_file(), script
 
 
+NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?|\.\d+")
+
+
+def numbers(text: str) -> list[float]:
+    return [float(number.replace(",", "")) for number in NUMBER.findall(text)]
+
+
+def test_the_figures_are_those_of_the_benchmarks():
+    readme, benchmarks = (ROOT / "README.md").read_text(), (ROOT / "benchmarks" / "README.md").read_text()
+    known = set(numbers(benchmarks + "".join(path.read_text() for path in (ROOT / "docs" / "decisions").glob("0*.md"))))
+    tables = re.findall(r"\|---.*\|\n((?:\|.*\n)+)", readme[readme.index("## Measured") :])
+    measured, peers, study = ([row.strip("|").split("|") for row in table.splitlines()] for table in tables)
+    for what, *cells, command in measured + study:
+        if "python" in command or "launch.sh" in command:
+            assert not [number for number in numbers(" ".join(cells)) if number not in known], what
+    rates = {tuple(numbers(" ".join(re.findall(r"(\S+) \(", row)))) for row in re.findall(r"\|.*\|", benchmarks)}
+    for what, *cells in peers:
+        assert tuple(numbers(" ".join(cells))) in rates, what
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_commands_run(tmp_path: Path):

