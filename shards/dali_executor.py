@@ -8,6 +8,7 @@ that batch run one by one, the broken ones are named, and a new pipeline takes o
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from queue import LifoQueue
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,17 +49,20 @@ class DaliExecutor:
         self.transform, self.bits, self.raw, self.device_id, self.layout = transform, bits, raw, device_id, layout
         self._options: dict[str, Any] = {
             "batch_size": batch,
-            "num_threads": threads,
             "device_id": device_id,
             "prefetch_queue_depth": 1,  # the loader queues batches ahead; one more queue here would only hold memory
             "exec_dynamic": True,  # batches are owned by whoever holds them
         }
-        self._pipeline = self._build()
-        self._thread = ThreadPoolExecutor(1, "dali")
+        first, *others = shares_of(threads, device_id)
+        self._idle: LifoQueue[tuple[Any, int]] = LifoQueue()  # pipelines, and the threads of each
+        for share in others:
+            self._idle.put((None, share))  # built where it is first used, while the first works
+        self._idle.put((self._build(first), first))
+        self._callers = ThreadPoolExecutor(1 + len(others), "dali")
 
-    def _build(self, **options: Any) -> Any:
+    def _build(self, threads: int, **options: Any) -> Any:
         made = graph(self.transform, self.bits, self.raw, "cpu" if self.device_id is None else "gpu", self.layout)(
-            **self._options | options
+            **self._options | {"num_threads": threads} | options
         )
         made.build()
         return made
@@ -76,11 +80,15 @@ class DaliExecutor:
         that failed, which stay zero.
         """
         feeds = self._feeds(images, sizes, parameters)
+        pipeline, threads = self._idle.get()
         try:
-            made, failures = self._apply(self._pipeline, feeds), list[Failure]()
+            pipeline = pipeline or self._build(threads)
+            made, failures = self._apply(pipeline, feeds), list[Failure]()
         except RuntimeError:  # what DALI raises for any broken image; the pipeline is dead now
-            self._pipeline = self._build()
+            pipeline = self._build(threads)
             made, failures = self._one_by_one(feeds, len(images))
+        finally:
+            self._idle.put((pipeline, threads))
         return (made if isinstance(self.transform, Views) else made[0]), failures
 
     def start(
@@ -90,13 +98,13 @@ class DaliExecutor:
         sizes: np.ndarray,
         parameters: AnyDrawn,
     ) -> Callable[[], tuple[Any, list[Failure]]]:
-        """As the host executor's: a thread of its own runs DALI while the caller reads the images that come next."""
-        return self._thread.submit(self.run, images, encodings, sizes, parameters).result
+        """As the host executor's: threads of its own run DALI while the caller reads the images that come next."""
+        return self._callers.submit(self.run, images, encodings, sizes, parameters).result
 
     def _one_by_one(self, feeds: dict[str, Any], count: int) -> tuple[tuple[torch.Tensor, ...], list[Failure]]:
         device = torch.device("cpu" if self.device_id is None else f"cuda:{self.device_id}")
         out = tuple(self.layout.zeros(count, self.transform.channels, size, device) for size in self.transform.sizes)
-        failures, pipeline = [], self._build(batch_size=1)
+        failures, pipeline = [], self._build(1, batch_size=1)
         for i in range(count):
             try:
                 made = self._apply(pipeline, {name: feed[i : i + 1] for name, feed in feeds.items()})
@@ -104,7 +112,7 @@ class DaliExecutor:
                     all_of_view[i] = one[0]
             except RuntimeError as error:
                 failures.append((i, _reason(error)))
-                pipeline = self._build(batch_size=1)
+                pipeline = self._build(1, batch_size=1)
         return out, failures
 
     def _feeds(self, images: Sequence[bytes | memoryview], sizes: np.ndarray, parameters: AnyDrawn) -> dict[str, Any]:
@@ -126,9 +134,18 @@ class DaliExecutor:
         return tuple(self.layout.planes(torch.from_dlpack(pixels.as_tensor())) for pixels in pipeline.run())
 
     def close(self) -> None:
-        """End the thread, let go of the pipeline."""
-        self._thread.shutdown(cancel_futures=True)
-        self._pipeline = None
+        """End the threads, let go of the pipelines."""
+        self._callers.shutdown(cancel_futures=True)
+        while not self._idle.empty():
+            self._idle.get()
+
+
+def shares_of(threads: int, device_id: int | None) -> list[int]:
+    """The threads of each pipeline.
+
+    On a CPU two take turns with the batches: within one, the threads wait for each other behind every operator.
+    """
+    return [threads] if device_id is not None or threads < 2 else [threads - threads // 2, threads // 2]
 
 
 def graph(
