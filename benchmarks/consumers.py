@@ -7,8 +7,9 @@
 
 `patches`: 96 x 96 raw shards, light, at 96 px and enlarged to 224 px. `originals`: the study's way (PIL and torchvision
 from the original file, 2 workers) and the Loader from shards of 256 px of the same photographs, in turn. `paced`: a
-consumer that wants 90 % of the rate just measured, and how long it waited. `memory`: resident memory over many batches
-of images of 64 to 1,024 px. 2 threads, batches of 64. The result is recorded in benchmarks/README.md.
+consumer that wants 90 % of the rate just measured, and how long it waited, with 2 and with 4 batches ahead. `memory`:
+resident memory over many batches of images of 64 to 1,024 px. 2 threads, batches of 64. The result is recorded in
+benchmarks/README.md.
 """
 
 import argparse
@@ -29,14 +30,14 @@ from peers import BATCH, SCALE, SIZE, WORKERS, torchvision_transform
 BOUNDS = (1e-4, 1e-3, 1e-2, 1e-1)  # seconds
 
 
-def loader_of(folder: Path, size: int = SIZE, preset: str = "light", executor: Any = "auto") -> Any:
+def loader_of(folder: Path, size: int = SIZE, preset: str = "light", executor: Any = "auto", prefetch: int = 2) -> Any:
     from shards.loader import Loader
     from shards.shardset import ShardSet
     from shards.transforms import train_transform
 
     transform = train_transform(size, [0.5] * 3, [0.2] * 3, scale=SCALE, preset=preset)
     split = ShardSet(folder).split("train")
-    return Loader(split, transform, global_batch=BATCH, threads=WORKERS, executor=executor)
+    return Loader(split, transform, global_batch=BATCH, threads=WORKERS, executor=executor, prefetch=prefetch)
 
 
 def rate(batches: Iterator[Any], seconds: float, warm: int = 8) -> float:
@@ -125,15 +126,16 @@ def paced(args: argparse.Namespace, folder: Path) -> None:
 
     images = photographs(args.photos, 256)
     made = write(folder / "paced", images, "jpeg", [probe(image)[:2] for image in images], 6000)
-    for _ in range(args.rounds):
-        loader = loader_of(made)
+    for prefetch in [2, 4] * args.rounds:
+        loader = loader_of(made, prefetch=prefetch)
         step = BATCH / (PACE * rate(iter(loader), args.seconds))
         waits = paced_waits(loader, step, 3 * args.seconds)
         loader.close()
         share, edges = waits.sum() / (waits.sum() + step * len(waits)), [0.0, *BOUNDS, np.inf]
         counts = np.histogram(waits, edges)[0].tolist()
         shown = ", ".join(f"up to {edge:g} s: {n}" for edge, n in zip(edges[1:], counts, strict=True))
-        print(f"steps of {1e3 * step:.1f} ms ({PACE:.0%} of capacity): waited {share:.2%} of the time; waits {shown}")
+        pace = f"prefetch {prefetch}, steps of {1e3 * step:.1f} ms ({PACE:.0%} of capacity)"
+        print(f"{pace}: waited {share:.2%} of the time; waits {shown}", flush=True)
 
 
 def memory(args: argparse.Namespace, folder: Path) -> None:

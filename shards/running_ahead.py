@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from shards.loader import Batch, Loader, Looked
 
 KEEP_HINTING = 64  # looks ahead after a page last came from a disk
+LOOK_AGAIN = 0.002  # seconds until a thread that waits for room in a full queue looks again
 
 
 class Prepared(NamedTuple):
@@ -34,11 +35,15 @@ class DiskWaits:
 
 
 class Worker:
-    """One thread that prepares batches ahead of the consumer; an error there is raised at the consumer."""
+    """One thread that prepares batches ahead of the consumer; an error there is raised at the consumer.
+
+    A consumer that takes a batch wakes nobody: on busy cores it would lose its own to whom it wakes, for some
+    milliseconds. So the thread looks for room by itself (docs/decisions/0010).
+    """
 
     def __init__(self, loader: "Loader"):
         self._loader = loader
-        self._queue: queue.Queue[Prepared | BaseException | None] = queue.Queue(max(loader.prefetch, 1))
+        self._queue: queue.SimpleQueue[Prepared | BaseException | None] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="loader", daemon=True)
         self._thread.start()
@@ -83,13 +88,16 @@ class Worker:
             yield Prepared([batch() for batch in step], end - (len(steps) - n) * self._loader.global_batch)
 
     def _put(self, item: Prepared | BaseException | None) -> bool:
-        while not self._stop.is_set():
-            try:
-                self._queue.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
+        while self.is_full:
+            if self._stop.wait(LOOK_AGAIN):
+                return False
+        self._queue.put(item)
+        return not self._stop.is_set()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as many batches as wanted lie ready."""
+        return self._queue.qsize() >= max(self._loader.prefetch, 1)
 
     def next(self) -> Prepared | None:
         """The next step's batches; None at the end."""

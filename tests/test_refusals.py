@@ -48,7 +48,7 @@ def epoch(shards: ShardSet, executor: str, rank: int, world: int) -> tuple[list[
     stream = iter(loader)
     first = next(stream)
     until = time.monotonic() + 10
-    while loader._worker is not None and not loader._worker._queue.full() and time.monotonic() < until:
+    while loader._worker is not None and not loader._worker.is_full and time.monotonic() < until:
         time.sleep(0.01)
     found = [first, *islice(stream, 60 // world // PIECE - 1)]
     loader.close()
