@@ -27,12 +27,12 @@ def spread(scores: Sequence[float]) -> dict[str, Any]:
 def difference(first: Sequence[float], second: Sequence[float]) -> dict[str, Any]:
     """Difference of two means with Welch's interval and two-sided p-value; NaN where either has fewer than two scores.
 
-    Welch 1947: variances need not be alike, degrees of freedom after Satterthwaite. Without any variance there is no
-    interval.
+    Welch 1947: variances need not be alike, degrees of freedom after Satterthwaite. Where the scores of both are all
+    alike there is no interval.
     """
     a, b = (np.asarray([score for score in scores if isfinite(score)], np.float64) for scores in (first, second))
     value = float(a.mean() - b.mean()) if len(a) and len(b) else nan
-    if min(len(a), len(b)) < 2 or a.var() + b.var() == 0:
+    if min(len(a), len(b)) < 2 or np.ptp(a) + np.ptp(b) == 0:  # their variance may be 1e-34
         return {"value": value, "interval": (nan, nan), "p": nan}
     parts = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)
     error = sum(parts) ** 0.5

@@ -39,22 +39,19 @@ def read_outlines(path: Path, where: str) -> list[Outline]:
         ValueError: no ASAP annotation, or a group of unknown meaning. `where` stands for the name, which is private.
     """
     try:
-        root = ElementTree.parse(path).getroot()
-        found = [_outline(node, where) for node in root.iter("Annotation")]
-    except (ElementTree.ParseError, KeyError, TypeError):
+        found = [_group_and_points(node) for node in ElementTree.parse(path).getroot().iter("Annotation")]
+    except (ElementTree.ParseError, KeyError, ValueError):
         raise ValueError(f"the annotation of {where} is no ASAP xml file: is this the original?") from None
-    return sorted((outline for outline in found if len(outline.points) > 2), key=lambda outline: not outline.tumour)
-
-
-def _outline(node: ElementTree.Element, where: str) -> Outline:
-    group = node.attrib["PartOfGroup"].lower()
-    if group not in GROUPS:
+    if any(group not in GROUPS for group, _ in found):
         raise ValueError(f"the annotation of {where} has a group that is none of {', '.join(GROUPS)}")
+    outlines = [Outline(GROUPS[group], points) for group, points in found if len(points) > 2]
+    return sorted(outlines, key=lambda outline: not outline.tumour)
+
+
+def _group_and_points(node: ElementTree.Element) -> tuple[str, np.ndarray]:
     places = sorted(node.iter("Coordinate"), key=lambda place: float(place.attrib["Order"]))
-    points = [
-        (float(place.attrib["X"].replace(",", ".")), float(place.attrib["Y"].replace(",", "."))) for place in places
-    ]
-    return Outline(GROUPS[group], np.array(points, float).reshape(-1, 2))
+    points = [[float(place.attrib[axis].replace(",", ".")) for axis in "XY"] for place in places]
+    return node.attrib["PartOfGroup"].lower(), np.array(points, float).reshape(-1, 2)
 
 
 def tumour_labels(regions: list[Region], outlines: list[Outline]) -> np.ndarray:

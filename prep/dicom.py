@@ -96,14 +96,13 @@ def _render(header, bits: int) -> np.ndarray:  # type: ignore[no-untyped-def]  #
 
     if int(header.Rows) * int(header.Columns) > MAX_PIXELS:
         raise UndecodableImage(f"more than {MAX_PIXELS} pixels")
-    values = pixel_array(header, index=0)
+    values, stored = pixel_array(header, index=0), int(header.BitsStored)
     if header.PhotometricInterpretation == "PALETTE COLOR":
-        values = apply_color_lut(values, header)
-    if bits == 16 and (values.ndim == 3 or int(header.BitsStored) > 16):
+        values, stored = apply_color_lut(values, header), int(header.RedPaletteColorLookupTableDescriptor[2])
+    if bits == 16 and (values.ndim == 3 or stored > 16):
         raise UndecodableImage("colour, or more than 16 bits stored: neither is kept in 16 bits of grey")
     if values.ndim == 3:
-        return (values >> max(int(header.BitsStored) - 8, 0)).astype(np.uint8)
-    stored = int(header.BitsStored)
+        return (values[..., :3] >> max(stored - 8, 0)).astype(np.uint8)  # a palette may have an alpha, too
     low = -(1 << (stored - 1)) if header.PixelRepresentation else 0
     result = np.empty(values.shape, np.uint16 if bits == 16 else np.uint8)
     for top in range(0, len(values), STRIP):  # so that float64 is never there of a whole image

@@ -1,6 +1,5 @@
 """Images that do not decode: a run's book of them, when they are too many, and whether they were mended since."""
 
-import math
 from collections.abc import Callable, Collection, Iterable
 
 from prep.images import PixelOptions, UndecodableImage
@@ -34,7 +33,7 @@ class LeftOut:
         self._private.write_table("left_out.csv", HEADER, rows)
         if self._options.strict:
             raise undecodable(keys[0], self._reasons[keys[0]], self._private.out)
-        if len(keys) > math.floor(self._options.max_bad * self._total):
+        if len(keys) > self._options.max_bad * self._total + 1e-9:
             raise ValueError(
                 f"{len(keys)} of {self._total} images do not decode, more than --max-bad {self._options.max_bad:g} "
                 f"allows; the first: {keys[0]} ({self._reasons[keys[0]]}). All stand in "

@@ -58,6 +58,12 @@ def in_words(error: ValueError | OSError) -> str:
     return f"{place}{error.strerror}: {NEXT_STEPS[error.errno]}"
 
 
+def first_line(error: BaseException, most: int = 160) -> str:
+    """The first line of an error's text that says something, at most so many letters; its kind where it has none."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[0][:most]
+
+
 def flush_output() -> bool:
     """Send out what was printed; False where nobody reads it any more, and then the rest goes nowhere in silence.
 

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ def _read_table(path: str | Path, columns: list[str]) -> tuple[list[dict[str, st
         raise ValueError(f"{path} has {path.stat().st_size} bytes, at most {MAX_FILE_BYTES} are read")
     data = path.read_bytes()
     try:
-        reader = csv.DictReader(data.decode("utf-8-sig").splitlines(), skipinitialspace=True)
+        reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""), skipinitialspace=True)
         names = [(name or "").strip() for name in reader.fieldnames or []]
         reader.fieldnames = names
         missing = [name for name in columns if name not in names]

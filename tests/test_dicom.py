@@ -218,6 +218,18 @@ def test_deep_colour_keeps_its_high_bits() -> None:
     np.testing.assert_array_equal(decode(buffer.getvalue(), 3), deep >> 8)
 
 
+@pytest.mark.parametrize(("entry_bits", "scale"), [(16, 257), (8, 1)])
+def test_palettes_of_both_depths_give_their_colours(entry_bits: int, scale: int) -> None:
+    """Ultrasound's: 8-bit numbers into tables whose entries have 16 bits, or 8 in 16 allocated."""
+    colours = np.random.default_rng(0).integers(0, 256, (256, 3)).astype(np.uint16)
+    numbers = np.arange(256, dtype=np.uint8).reshape(8, 32)
+    tables = {"PhotometricInterpretation": "PALETTE COLOR"}
+    for name, column in zip(("Red", "Green", "Blue"), colours.T, strict=True):
+        tables[f"{name}PaletteColorLookupTableDescriptor"] = [256, 0, entry_bits]
+        tables[f"{name}PaletteColorLookupTableData"] = (column * scale & (0xFF00 if scale > 1 else 0xFF)).tobytes()
+    np.testing.assert_array_equal(decode(written(numbers, **tables), 3), colours[numbers])
+
+
 def test_sixteen_bits_take_neither_colour_nor_more() -> None:
     colour = {
         "PhotometricInterpretation": "RGB",

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,17 @@ def test_a_node_that_does_not_answer_is_bad(tmp_path: Path):
     *_, last = doctor.nodes(tmp_path / "hosts")
     assert last.state == "bad"
     assert last.name == "node node-that-is-not.invalid"
+
+
+def test_a_node_whose_ssh_hangs_is_bad(monkeypatch: pytest.MonkeyPatch):
+    def hangs(command: list[str], timeout: float, **_: object) -> None:
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(doctor, "reaches", lambda *_: True)
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: name)
+    monkeypatch.setattr(doctor.subprocess, "run", hangs)
+    found = doctor.node("node1")
+    assert (found.state, found.text) == ("bad", "ssh does not end within 30 s")
 
 
 def test_hostfile_names():

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards.errors import NEXT_STEPS, in_words, run_cli
+from shards.errors import NEXT_STEPS, first_line, in_words, run_cli
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -93,3 +93,9 @@ def test_a_missing_folder_for_temporary_files_is_one_line(tmp_path: Path) -> Non
     assert done.stderr.startswith(
         f"error: TMPDIR={tmp_path / 'none'} is no folder that can be written to: name another"
     )
+
+
+def test_the_first_line_of_an_error_is_its_kind_where_it_has_no_text() -> None:
+    assert first_line(RuntimeError("\n  CUDA error: x\nCompile with …")) == "CUDA error: x"
+    assert first_line(OSError()) == "OSError" and first_line(AssertionError(" \n")) == "AssertionError"
+    assert first_line(ValueError("long" * 100), 8) == "longlong"

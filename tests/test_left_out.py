@@ -3,12 +3,15 @@
 import csv
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conversions import OPTIONS, digests, images, make, stop
 
 from prep.convert import convert
 from prep.finishing import describe
+from prep.left_out import LeftOut
+from prep.private import PrivateFolder
 from prep.sources import DATASETS
 from prep.tasks import keep
 from shards.checking import check_set
@@ -89,3 +92,14 @@ def test_rows_that_are_all_left_out_are_an_error_with_their_reason(tmp_path: Pat
     (tmp_path / "case" / "1.png").write_bytes(b"x")
     with pytest.raises(ValueError, match="lists no image that can be taken: 1 row left out: no folder and no file"):
         convert(DATASETS["DDSM-folder"], tmp_path, tmp_path / "set", OPTIONS)
+
+
+def test_the_share_of_bad_images_is_not_rounded_down_by_a_float(tmp_path: Path) -> None:
+    """.29 * 100 is 28.999… in floats."""
+    rows = [(f"{i:08d}", SimpleNamespace(source=f"{i}.png")) for i in range(100)]
+    plan, private = SimpleNamespace(num_samples=100, parts={"train": rows}), PrivateFolder(tmp_path / "set")
+    private.make()
+    book = LeftOut(plan, private, replace(OPTIONS, max_bad=0.29))
+    book.add([(key, "the file is missing") for key, _ in rows[:29]])
+    with pytest.raises(ValueError, match=r"30 of 100 images do not decode, more than --max-bad 0\.29 allows"):
+        book.add([(rows[29][0], "the file is missing")])

@@ -14,6 +14,7 @@ from trainings import FAST, ROOT, losses, train
 from shards.shardset import ShardSet
 from train import assembly
 from train.run import command_line, main
+from train.rundir import WeightsInfo
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 
@@ -148,3 +149,15 @@ def test_a_mistake_is_one_line_through_the_launcher_too() -> None:
     done = subprocess.run([ROOT / "launch.sh", "train", "--epocs", "3"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert done.stdout + done.stderr == "error: unknown flag --epocs: did you mean --epochs?\n"
+
+
+def test_a_model_that_refuses_an_image_without_a_word_is_told_in_one_line() -> None:
+    """A bare `assert` in a model has no text."""
+
+    class Silent(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            raise AssertionError
+
+    info = WeightsInfo("silent", 2, 3, 64)
+    with pytest.raises(ValueError, match=r"silent does not take images of 64 pixels \(AssertionError\): take another"):
+        assembly._try_image(Silent(), info, 64)

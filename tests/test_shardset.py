@@ -253,3 +253,13 @@ def test_wrong_label_files_are_refused(tiny_set: Path, tmp_path: Path, text: str
     (tmp_path / "labels.csv").write_text(text)
     with pytest.raises(ValueError, match=words):
         ShardSet(tiny_set, labels_file=tmp_path / "labels.csv")
+
+
+def test_notes_of_a_label_file_may_hold_what_some_call_line_ends(tiny_set: Path, tmp_path: Path) -> None:
+    """Vertical tabs and form feeds, as hospital systems export them, end no row; nor does a line end within quotes."""
+    split = ShardSet(tiny_set).split("train")
+    rows = [f'{split.key(i)},1,one\x0btwo\x0ctwo\x1ctwo\u2028two,"three\nfour"' for i in range(3)]
+    (tmp_path / "labels.csv").write_text("\n".join(["key,label,note,more", *rows]), encoding="utf-8")
+    found = ShardSet(tiny_set, labels_file=tmp_path / "labels.csv").split("train")
+    assert [found.key(i) for i in range(len(found))] == [split.key(i) for i in range(3)]
+    assert found.labels().tolist() == [1, 1, 1]

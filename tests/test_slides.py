@@ -126,9 +126,10 @@ def test_outlines_of_every_group_and_their_errors(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="annotation of slide 3 has a group that is none of _0, _1") as error:
         read_outlines(path, "slide 3")
     assert "Doe" not in str(error.value)
-    path.write_text("<a>")
-    with pytest.raises(ValueError, match="the annotation of slide 3 is no ASAP xml file"):
-        read_outlines(path, "slide 3")
+    for broken in ("<a>", annotation([("_0", square)]).replace('X="10', 'X="ten')):
+        path.write_text(broken)
+        with pytest.raises(ValueError, match="the annotation of slide 3 is no ASAP xml file"):
+            read_outlines(path, "slide 3")
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +204,9 @@ def test_patients_of_camelyon17_stay_together(camelyon: Path, tmp_path: Path) ->
     (tmp_path / "stage_labels.csv").write_text("patient,stage\npatient_000.zip,pN0\n" + rows)
     records = list(DATASETS["Camelyon-slides"].read(tmp_path))
     assert {record.group for record in records} == {"patient_000", "patient_001"}
+    (tmp_path / "patient_000_node_1.tif").rename(tmp_path / "Patient_000_Node_1.TIF")
+    renamed = list(DATASETS["Camelyon-slides"].read(tmp_path))
+    assert {record.group for record in renamed} == {"patient_000", "patient_001"} and len(renamed) == len(records)
 
 
 def test_a_real_slide_is_tiled_without_labels(real_data: Path, tmp_path: Path) -> None:

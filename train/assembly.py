@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from shards.aside import new_folder, write_aside
+from shards.errors import first_line
 from shards.executors import choose_executor
 from shards.host_executor import refuse_bits
 from shards.operators import CenterCrop, RandomCrop, RandomResizedCrop, Resize
@@ -268,7 +269,7 @@ def _try_image(model: nn.Module, info: WeightsInfo, side: int) -> None:
             model.eval()(torch.zeros(1, info.in_chans, side, side))
     except (AssertionError, RuntimeError, ValueError) as error:
         raise ValueError(
-            f"{info.model} does not take images of {side} pixels ({str(error).splitlines()[0][:120]}): take "
+            f"{info.model} does not take images of {side} pixels ({first_line(error)}): take "
             + ("another --image-size" if side == info.img_size else "train operators that end in other sizes")
         ) from error
 

@@ -26,6 +26,7 @@ from shards.command_line import Parser
 from shards.errors import run_cli
 
 GIB = 1024**3
+SSH_SECONDS = 30
 MARKS = {"good": "✓", "warn": "!", "bad": "✗"}
 
 
@@ -258,7 +259,10 @@ def node(host: str) -> Finding:
     command = ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5", host, "true"]
     if not shutil.which("ssh"):
         return Finding(name, "bad", "no ssh on this machine", "apt-get install openssh-client")
-    asked = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True, timeout=SSH_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return Finding(name, "bad", f"ssh does not end within {SSH_SECONDS} s", "look at its shell's start-up files")
     if asked.returncode:
         last = (asked.stderr.strip().splitlines() or ["no reason given"])[-1]
         return Finding(name, "bad", f"ssh without a password fails ({last})", f"ssh-copy-id {host}")

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from shards.errors import first_line
 from train.ds_settings import DeepSpeedSettings
 
 T = TypeVar("T")
@@ -187,7 +188,7 @@ def save_engine(engine: Any, folder: Path, tag: str) -> str | None:
         try:
             write(state_dict, path)
         except (OSError, RuntimeError) as error:
-            wrong.append(str(error).splitlines()[0][:200])
+            wrong.append(first_line(error))
 
     engine.checkpoint_engine.save = guarded
     try:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from shards.errors import first_line
 from shards.loader import BadSamples
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def explained(folder: Path, trainer: "Trainer | None" = None, *, again: str | No
 
 def _explanation(error: Exception, folder: Path, trainer: "Trainer | None") -> str | None:
     step = trainer.progress.step + 1 if trainer is not None else 0
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    first = first_line(error)
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or _OUT_OF_MEMORY.search(first):
         where = f"at step {step}" if trainer is not None else "before the first step"
         return (

@@ -18,6 +18,7 @@ import torch
 from timm.layers import Format, PatchEmbed
 from torch import Tensor, nn
 
+from shards.errors import first_line
 from train.layers import classifier_names
 from train.weights import FirstConv, LoadReport, load_weights, read_state
 
@@ -243,9 +244,8 @@ def _pretrained(recipe: Recipe) -> tuple[dict[str, Tensor], str]:
             classes = recipe.num_classes if published is None else published.num_classes
             donor = _timm_model(whole, pretrained=True, num_classes=classes)
     except Exception as error:  # hub, cache and network fail in a dozen ways, and all mean the same to the user
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise ValueError(
-            f"the pretrained weights of {recipe.name} could not be had ({reason}); go online or {_USE_FILE}"
+            f"the pretrained weights of {recipe.name} could not be had ({first_line(error)}); go online or {_USE_FILE}"
         ) from error
     return donor.state_dict(), f"timm {_full_name(donor)}"
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from shards.errors import first_line
 from train.engine import Ranks
 
 DEAD_SECONDS = 60.0  # without a sign of life of its thread a rank is dead
@@ -69,7 +70,7 @@ class Pulse:
         self._thread.join(self._grace)
         if error is not None:
             self._keep_trace(error)
-            self._tell(f"{self.ranks.rank} {_first_line(error)}")
+            self._tell(f"{self.ranks.rank} {type(error).__name__}: {first_line(error, 300)}")
         faulthandler.cancel_dump_traceback_later()
 
     def failed_first(self) -> str | None:
@@ -219,8 +220,3 @@ def _open_store(ranks: Ranks, timeout: timedelta) -> Any:
     if not ranks.first:
         store = dist.TCPStore(host, port[0], is_master=False, wait_for_workers=False, timeout=timeout)
     return store
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:300]}"

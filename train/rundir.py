@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from shards.aside import aside
+from shards.errors import first_line
 from shards.fetching import shown_place
 from shards.shardset import ShardSet
 from train.config import Config
@@ -243,7 +244,7 @@ def read_deepspeed(folder: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling refuses in many ways; all mean that the file is not safe to read
-        raise ValueError(f"{path} cannot be read safely: {str(error).splitlines()[0][:150]}") from None
+        raise ValueError(f"{path} cannot be read safely: {first_line(error)}") from None
     module = content.get("module") if isinstance(content, dict) else None
     if not isinstance(module, dict):
         raise ValueError(f"{path} holds no module: is it a DeepSpeed checkpoint?")

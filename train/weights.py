@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
+from shards.errors import first_line
 from train.layers import classifier_keys
 
 FirstConv = Literal["sum", "red"]
@@ -60,9 +61,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"weights file {path} cannot be read safely ({reason}); give a .safetensors file or a plain state dict"
+            f"weights file {path} cannot be read safely ({first_line(error)}); give a .safetensors file or a plain "
+            "state dict"
         ) from error
     return _tensors(loaded, path)
 

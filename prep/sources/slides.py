@@ -57,7 +57,7 @@ def _records(root: Path, path: Path, number: int, options: TileOptions, label: i
     """The tiles of one slide. `label`: of all tiles, or the file of the outlines, or why the slide has none."""
     source, where = path.relative_to(root).as_posix(), f"slide {number}"
     split = "test" if path.stem.lower().startswith("test_") else "train"
-    patient = PATIENT.match(path.stem)
+    patient = PATIENT.match(path.stem.lower())
     group = patient[0] if patient else path.stem
     told: dict[str, Value] = {"pixel_spacing_mm": options.microns / 1000}
     regions, reason = _tiles(path, where, options) if not isinstance(label, str) else ([], label)
@@ -106,7 +106,7 @@ def camelyon_reader(options: TileOptions):  # type: ignore[no-untyped-def]
         CAMELYON_SLIDES.require(root)
         outlines = {path.stem.lower(): path for path in sorted(root.rglob("*.xml"))}
         stages = {
-            Path(row["patient"]).stem: row["stage"]
+            Path(row["patient"]).stem.lower(): row["stage"]
             for table in sorted(root.rglob(STAGES))
             for _, row in read_table(table, ("patient", "stage"))
         }
