@@ -52,6 +52,7 @@ setup() {
         die "disk: $((free_kib / 1024)) MiB free at $root, the environment takes about 7 GB and pip as much again while it works (10 GiB wanted): free some, or clone elsewhere"
     fi
     log=$root/.setup.log
+    trap interrupted INT # pip and compileall end as if they had failed, or as if all were well
     say "setting up $venv with $("$python" --version) (about 7 GB; log: $log)"
     "$python" -m venv "$venv" >"$log" 2>&1 || die "no virtual environment could be made: $(tail -n 1 "$log")"
     if ! "$venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off --no-input --no-compile \
@@ -68,8 +69,12 @@ setup() {
     "$venv/bin/python" -m compileall -q -j 0 "$venv"/lib/python*/site-packages >>"$log" 2>&1 || true
     printf '%s\n' "$stamp" >"$venv/stamp"
     exec 9>&- # else the training that follows would keep the lock, and others would wait for its end
+    trap - INT
     say "set-up done; before python … in a shell: source $(printf '%q' "$venv/bin/activate")"
 }
+
+# What Ctrl-C does where a command that was interrupted does not tell, or is not alone.
+interrupted() { say "stopped; run the same command to go on" >&2; exit 130; }
 
 has_gpu() { [[ -e /dev/nvidia0 ]] && command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; }
 
@@ -271,13 +276,25 @@ step() {
 demo_training() {
     local name=$1 start=$2
     shift 2
+    local status=0
     # A training that was interrupted goes on where it stopped.
     if [[ -e $root/runs/$name/config.json ]]; then
-        train --resume "$root/runs/$name"
+        train --resume "$root/runs/$name" || status=$?
     else
         train --shards "$shards" --model tf_efficientnet_lite0 --start "$start" --out "$root/runs" --name "$name" \
-            --image-size 128 --epochs 5 --global-batch 16 --lr 5e-4 --seed 1 "$@"
+            --image-size 128 --epochs 5 --global-batch 16 --lr 5e-4 --seed 1 "$@" || status=$?
     fi
+    ((status != 75 && status != 130)) || say "./launch.sh demo goes on there" >&2
+    return "$status"
+}
+
+# Ends the demo's analyses, which run in the background and so never hear Ctrl-C.
+stop_analyses() {
+    local pid
+    for pid in "${pids[@]}"; do pkill -TERM -P "$pid" || true; kill "$pid" || true; done 2>/dev/null
+    wait || true
+    rm -f "$root"/runs/.demo-*.out
+    interrupted
 }
 
 demo() {
@@ -300,7 +317,7 @@ demo() {
         ) >"$root/runs/.$name.out" &
         pids+=($!)
     done
-    trap 'for name in "${pids[@]}"; do pkill -TERM -P "$name"; kill "$name"; done 2>/dev/null; exit 130' INT TERM
+    trap stop_analyses INT TERM
     say "→ k-NN, CKA, L2, intrinsic dimension and saliency of both runs"
     for name in demo-wt demo-ri; do
         wait "${pids[0]}" || { cat "$root/runs/.$name.out"; die "the analyses of $name failed"; }

@@ -128,6 +128,7 @@ class _Writer:
         path = self.place / self.files[column]
         if self.state["rows"]:
             return np.lib.format.open_memmap(path, mode="r+")
+        (self.place / BANK_FILE).unlink(missing_ok=True)  # it speaks of other rows, those of files that were damaged
         shape = (self.num_images, *block.shape[1:])
         opened = np.lib.format.open_memmap(path, mode="w+", dtype=block.dtype, shape=shape)
         _reserve(path)

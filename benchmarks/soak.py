@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import random
+import secrets
 import shutil
 import signal
 import statistics
@@ -43,6 +44,8 @@ TRAIN = ("--model", "resnet18", "--start", "ri", "--image-size", "64", "--global
          "--log-every", 1, "--no-tensorboard")  # fmt: skip
 CHECKPOINT_EVERY = 10  # steps; a life of up to twice as many goes on by half of it on average
 MOST_PREP_KILLS = 40
+MARK = "MEDSHARD_LIFE"  # in the environment of all processes of one life of a training
+STOP_SECONDS = 900  # a polite stop is heard when the ranks have imported, which takes minutes on a busy machine
 GROWTH = 1.05  # of the ranks' memory, at most
 WRONG_APART = 12  # requests of a shard between two wrong answers: two in a row say, rightly, that it was altered there
 MOST_WAITING = 3  # faults that wait for one shard: more in a row than a fetch has tries is a store that is down
@@ -118,8 +121,8 @@ def launch(*arguments: object) -> None:
 
 @contextmanager
 def started(*arguments: object) -> Iterator[subprocess.Popen[bytes]]:
-    """A training on two ranks in a session of its own."""
-    environment = os.environ | {"RANKS": "2", "OMP_NUM_THREADS": "1"}
+    """A training on two ranks in a session of its own; all its processes bear a mark that no other life has."""
+    environment = os.environ | {"RANKS": "2", "OMP_NUM_THREADS": "1", MARK: secrets.token_hex(8)}
     command = [ROOT / "launch.sh", "train", *map(str, arguments)]
     with subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL) as process:
         yield process
@@ -181,7 +184,7 @@ def memory_of(processes: list[psutil.Process]) -> list[float]:
 def stop(launcher: "subprocess.Popen[bytes]") -> str:
     """SIGTERM, which the training answers with a checkpoint and code 75."""
     launcher.terminate()
-    code = launcher.wait(timeout=300)
+    code = launcher.wait(timeout=STOP_SECONDS)
     assert code in (0, 75), f"a training that was told to stop ended with code {code}"
     return "stop"
 
@@ -198,18 +201,31 @@ def ranks(launcher: int) -> list[psutil.Process]:
 
 
 def kill(launcher: int, chance: random.Random) -> str:
-    """SIGKILL to a rank, to the launcher, or to everything of the run; which of them."""
-    everything = [psutil.Process(launcher), *psutil.Process(launcher).children(recursive=True)]
+    """SIGKILL to a rank, to the launcher, or to everything of the run; which of them. Nothing of the run is left."""
+    mark = psutil.Process(launcher).environ().get(MARK, "")
     kind = chance.choice(["rank", "launcher", "all"])
-    victims = ranks(launcher)[-1:] if kind == "rank" else everything[:1] if kind == "launcher" else everything
+    victims = ranks(launcher)[-1:] if kind == "rank" else [psutil.Process(launcher)] if kind == "launcher" else []
     for victim in victims:
         with_no_error(victim.kill)
     if kind == "launcher":  # what it leaves behind must not write into the run that goes on
-        psutil.wait_procs(everything[1:], timeout=20)
-    for victim in everything:
-        with_no_error(victim.kill)
-    psutil.wait_procs(everything, timeout=20)
+        psutil.wait_procs(marked(mark), timeout=20)
+    while everything := marked(mark):  # again: a launcher may just have started another
+        for each in everything:
+            with_no_error(each.kill)
+        psutil.wait_procs(everything, timeout=20)
     return kind
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    """The living processes that bear a mark; those that detached themselves, too."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            pass
+    return found
 
 
 def with_no_error(call: object) -> None:

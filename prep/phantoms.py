@@ -106,7 +106,7 @@ def _mapped(tasks: list[Any], workers: int) -> Iterator[None]:
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
     try:
         with deaf_to_ctrl_c():
-            drawn = pool.map(draw, tasks, chunksize=4)
+            drawn = pool.map(draw, tasks)  # one at a time: Ctrl-C waits for those that are begun
         yield from drawn
     finally:
         pool.shutdown(cancel_futures=True)

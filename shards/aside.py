@@ -4,7 +4,9 @@ One rule of names: what NAME is to be is written as `.NAME.partial`, or `.NAME.T
 come at once. Whatever bears such a name was left by a writer that was killed, and nobody reads it.
 """
 
+import fcntl
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -54,18 +56,49 @@ def write_aside(path: Path, data: bytes, *, shared: bool = False) -> None:
 def new_folder(path: Path, otherwise: str = "give another folder, or remove it first") -> Iterator[Path]:
     """A folder to fill, which becomes `path` at the end of the block; nothing stays if that raises.
 
+    What killed writers of `path` have left is removed.
+
     Raises:
         ValueError: `path` exists, before the block or after it; the text ends with what to do `otherwise`.
     """
-    part = partial_path(path, shared=True)
     _refuse(path, otherwise)
-    part.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part, lock = _begin(path)
     try:
         yield part
         _refuse(path, otherwise)  # a rename would take the place of an empty folder
         part.rename(path)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+        os.close(lock)
+
+
+def _begin(path: Path) -> tuple[Path, int]:
+    """A new part of `path`, and the lock on it that its writer holds for as long as it lives."""
+    ours, part = re.escape(f".{path.name}.") + r"[0-9a-f]{8}" + re.escape(PARTIAL), partial_path(path, shared=True)
+    parent = os.open(path.parent, os.O_RDONLY)
+    try:
+        _lock(parent, fcntl.LOCK_EX)  # nobody sees a part before it is locked
+        for old in [each for each in path.parent.iterdir() if re.fullmatch(ours, each.name)]:
+            lock = os.open(old, os.O_RDONLY)
+            if _lock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                shutil.rmtree(old, ignore_errors=True)
+            os.close(lock)
+        part.mkdir()
+        lock = os.open(part, os.O_RDONLY)
+        _lock(lock, fcntl.LOCK_EX)
+        return part, lock
+    finally:
+        os.close(parent)
+
+
+def _lock(descriptor: int, how: int) -> bool:
+    """Whether it is ours now; False also where the file system knows no locks."""
+    try:
+        fcntl.flock(descriptor, how)
+    except OSError:
+        return False
+    return True
 
 
 def _refuse(path: Path, otherwise: str) -> None:

@@ -10,6 +10,7 @@ import timm
 import torch
 from torch import nn
 
+import analysis.banks
 from analysis.banks import Bank, open_bank
 from analysis.ranks import share
 from analysis.results import digest_of_state, find_result, read_result, write_result
@@ -109,6 +110,26 @@ def test_interrupted_extraction_goes_on(tmp_path, deit):
     source.batches, source.stop_after = 0, 1_000
     bank = bank_of(tmp_path / "part", deit, source)
     assert source.batches == -(-NUM_IMAGES // BATCH) - 3
+    for name in whole.layers:
+        np.testing.assert_array_equal(bank.layers[name], whole.layers[name])
+
+
+def test_a_bank_that_is_made_anew_and_interrupted_says_nothing_of_the_old_rows(tmp_path, deit, monkeypatch):
+    whole = bank_of(tmp_path / "whole", deit, Source())
+    bank_of(tmp_path / "part", deit, Source())
+    next((tmp_path / "part").glob("*/layer-000.npy")).unlink()
+    real = analysis.banks._reserve
+
+    def killed(path):
+        real(path)
+        if path.name == "sample_ids.npy":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(analysis.banks, "_reserve", killed)
+    with pytest.raises(KeyboardInterrupt):
+        bank_of(tmp_path / "part", deit, Source())
+    monkeypatch.setattr(analysis.banks, "_reserve", real)
+    bank = bank_of(tmp_path / "part", deit, Source())
     for name in whole.layers:
         np.testing.assert_array_equal(bank.layers[name], whole.layers[name])
 

@@ -1,6 +1,8 @@
 """Files and folders appear whole or not at all. Run: pytest tests/test_aside.py"""
 
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -78,3 +80,31 @@ def test_a_folder_appears_with_its_content_and_replaces_none(tmp_path: Path) -> 
     assert [each.name for each in path.iterdir()] == ["file"]
     with pytest.raises(ValueError, match="folder exists: give another folder"), new_folder(path):
         pytest.fail("it began to fill")
+
+
+KILLED = """
+import pathlib, sys, time
+from shards.aside import new_folder
+with new_folder(pathlib.Path(sys.argv[1])) as part:
+    (part / "file").touch()
+    print("filling", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_a_killed_writer_left_of_a_folder_goes_and_a_living_one_keeps_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "folder"
+    with subprocess.Popen([sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE) as writer:
+        try:
+            assert writer.stdout is not None and writer.stdout.readline() == b"filling\n"
+            with pytest.raises(KeyboardInterrupt), new_folder(path):
+                assert len(list(tmp_path.iterdir())) == 2
+                raise KeyboardInterrupt
+            assert [each.suffix for each in tmp_path.iterdir()] == [".partial"]
+        finally:
+            writer.kill()
+    (tmp_path / ".other.00000000.partial").mkdir()
+    with new_folder(path) as part:
+        (part / "file").write_text("whole")
+        assert {each.name for each in tmp_path.iterdir()} == {".other.00000000.partial", part.name}
+    assert (path / "file").read_text() == "whole"

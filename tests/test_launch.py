@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from train.run import words
+from train.run import leave, words
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -144,3 +144,100 @@ def test_a_scoring_ends_where_it_is_told_to(tmp_path: Path, ignored: str) -> Non
     wait_for(tmp_path / "begun", "")
     os.kill(process.pid, signal.SIGUSR1)
     assert output_of(process) == (75, "")
+
+
+@pytest.mark.parametrize(("world", "code", "ended", "told"), [
+    ("1", 2, 0, "2"), ("1", 75, 0, "75"), ("2", 75, 0, ""), ("2", 2, 2, ""), ("2", 0, 0, ""),
+])  # fmt: skip
+def test_after_a_stop_the_launcher_has_no_last_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, world: str, code: int, ended: int, told: str
+) -> None:
+    """Of several ranks the first has told the code; an error of one must still end the others."""
+    (tmp_path / "code").write_text("")
+    monkeypatch.setenv("MEDSHARD_EXIT_FILE", str(tmp_path / "code"))
+    monkeypatch.setenv("WORLD_SIZE", world)
+    with pytest.raises(SystemExit) as end:
+        leave(code)
+    assert end.value.code == ended and (tmp_path / "code").read_text().strip() == told
+    monkeypatch.delenv("MEDSHARD_EXIT_FILE")
+    with pytest.raises(SystemExit) as end:
+        leave(code)
+    assert end.value.code == code
+
+
+# Stands for the interpreters of setup and demo; with $WAITS among its words it waits, and answers Ctrl-C with $CODE.
+PYTHON = """#!/usr/bin/env bash
+case "$*" in
+    "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+    *"$WAITS"*)
+        trap 'exit $CODE' INT
+        echo $$ >>"$HERE/begun"
+        sleep 30 &
+        wait
+        kill $!
+        ;;
+    *import\\ socket*) echo 29500 ;;
+esac
+"""
+
+
+def with_python(place: Path, waits: str, code: str) -> dict[str, str]:
+    """Variables of `bash` for a checkout at `place` with that interpreter."""
+    for name in ("pyproject.toml", "constraints.txt"):
+        (place / name).write_text("")
+    (place / "venv" / "bin").mkdir(parents=True)
+    for path in (place / "python", place / "venv" / "bin" / "python"):
+        path.write_text(PYTHON)
+        path.chmod(0o755)
+    return {"HERE": str(place), "WAITS": waits, "CODE": code, "PYTHON": str(place / "python")}
+
+
+def interrupted(process: "subprocess.Popen[str]", begun: Path, count: int) -> tuple[int, list[str]]:
+    """Ctrl-C when `count` interpreters wait: exit code and what was said; none of them is left."""
+    until = time.monotonic() + 20
+    while not begun.is_file() or len(begun.read_text().splitlines()) < count:
+        assert time.monotonic() < until and process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    code, text = output_of(process)
+    assert not [pid for pid in begun.read_text().split() if Path("/proc", pid).exists()]
+    return code, text.splitlines()
+
+
+@pytest.mark.parametrize(("waits", "code"), [("-m pip", "1"), ("-m compileall", "1"), ("-m compileall", "0")])
+def test_ctrl_c_in_the_set_up_is_a_stop(tmp_path: Path, waits: str, code: str) -> None:
+    """Not a failed installation, nor one that is through: pip and compileall answer in their own ways."""
+    environ = with_python(tmp_path, waits, code)
+    (tmp_path / "venv" / "stamp").write_text("of other files\n")
+    process = bash("root=$HERE venv=$HERE/venv; setup && echo on", **environ)
+    ended, said = interrupted(process, tmp_path / "begun", 1)
+    assert ended == 130 and said[-1] == "stopped; run the same command to go on" and len(said) == 2
+    assert (tmp_path / "venv" / "stamp").read_text() == "of other files\n"
+
+
+def made(place: Path, *products: str) -> None:
+    for product in products:
+        (place / product).parent.mkdir(parents=True, exist_ok=True)
+        (place / product).touch()
+
+
+BEFORE_TRAINING = ("data/raw/phantom-DDSM/phantom.salt", "data/shards/phantom-DDSM/manifest.json")
+BEFORE_TRAINING += ("data/weights/lite0.safetensors",)
+
+
+def test_ctrl_c_in_the_analyses_of_the_demo_ends_them(tmp_path: Path) -> None:
+    environ = with_python(tmp_path, "analysis/cka.py", "0")
+    made(tmp_path, *BEFORE_TRAINING, "runs/demo-wt/results.json", "runs/demo-ri/results.json")
+    ended, said = interrupted(bash("root=$HERE venv=$HERE/venv; demo", **environ), tmp_path / "begun", 2)
+    assert ended == 130 and said[-1] == "stopped; run the same command to go on"
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["demo-ri", "demo-wt"]
+
+
+def test_a_training_of_the_demo_that_is_stopped_says_how_the_demo_goes_on(tmp_path: Path) -> None:
+    environ = with_python(tmp_path, "never", "0")
+    made(tmp_path, *BEFORE_TRAINING)
+    deepspeed = tmp_path / "venv" / "bin" / "deepspeed"
+    deepspeed.write_text("#!/bin/sh\necho 75 >$MEDSHARD_EXIT_FILE\n")
+    deepspeed.chmod(0o755)
+    code, text = output_of(bash("root=$HERE venv=$HERE/venv; demo", **environ))
+    assert code == 75 and text.splitlines()[-1] == "./launch.sh demo goes on there"

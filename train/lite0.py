@@ -14,6 +14,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from shards.aside import aside
 from shards.command_line import Parser
 from shards.errors import run_cli
 
@@ -75,13 +76,9 @@ def write_lite0(path: Path | str) -> Path:
     path = Path(path)
     state = lite0_state()
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.part")
-    save_file(
-        state,
-        aside,
-        metadata={"model": MODEL, "num_classes": "1000", "in_chans": "3", "source": f"PyPI {PACKAGE} 0.1.0"},
-    )
-    aside.replace(path)
+    metadata = {"model": MODEL, "num_classes": "1000", "in_chans": "3", "source": f"PyPI {PACKAGE} 0.1.0"}
+    with aside(path) as part:
+        save_file(state, part, metadata=metadata)
     return path
 
 

@@ -322,10 +322,14 @@ def words(argv: Sequence[str]) -> list[str]:
 
 
 def leave(code: int) -> NoReturn:
-    """End the process; alone under launch.sh with 0 and the code in its file: DeepSpeed has a line on other codes."""
-    file = os.environ.get(EXIT_FILE_VARIABLE)
-    if file is not None and os.environ.get("WORLD_SIZE") == "1":
+    """End the process; under launch.sh with 0 and the code in its file, since DeepSpeed has a line on other codes.
+
+    Not with an error of one of several ranks: the launcher has to end the others.
+    """
+    file, alone = os.environ.get(EXIT_FILE_VARIABLE), os.environ.get("WORLD_SIZE") == "1"
+    if file is not None and alone:
         Path(file).write_text(f"{code}\n")
+    if file is not None and (alone or code == EXIT_PREEMPTED):
         code = 0
     sys.exit(code)
 
