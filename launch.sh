@@ -242,7 +242,7 @@ _medshard_launch() {
 }
 _medshard_python() {
     local script=${COMP_WORDS[1]}
-    ((COMP_CWORD > 1)) && grep -qs "shards.command_line\|analysis.session" "$script" && _medshard_ask "$(realpath "$script")" "${COMP_LINE#* }"
+    ((COMP_CWORD > 1)) && grep -qsE "^from (shards.script|analysis.launching) import" "$script" && _medshard_ask "$(realpath "$script")" "${COMP_LINE#* }"
 }
 complete -o bashdefault -o default -F _medshard_launch ./launch.sh launch.sh
 complete -o bashdefault -o default -F _medshard_python python python3

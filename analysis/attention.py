@@ -1,6 +1,6 @@
 """How far do the heads of a ViT look? Attention distance by block and head, start beside end.
 
-    python analysis/attention.py RUN [--limit 256]
+    python analysis/attention.py runs/ddsm --limit 256
 
 The mean distance in pixels between a patch and what it attends to, weighted by attention (Dosovitskiy et al., 2021).
 Pretrained ViTs have heads that look near in the first blocks; with little data such heads are what transfer brings
@@ -8,13 +8,14 @@ Pretrained ViTs have heads that look near in the first blocks; with little data 
 analysis/attention.json and attention.svg. For ViTs with attention over all patches.
 """
 
+from analysis.launching import launch  # no such module? source .venv/bin/activate
+
 import argparse
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from analysis.attention_maps import attending, attention_distance, attention_modules, patch_distances, prefix_share
 from analysis.chart_parts import number
@@ -23,7 +24,7 @@ from analysis.charts import Panel, Series, lines
 from analysis.console import announce, table
 from analysis.flags import parser
 from analysis.results import write_result
-from analysis.session import Session, launch
+from analysis.session import Session
 
 CAPTION = "mean distance between a patch and what it attends to, weighted by attention, in pixels of the model's input"
 
@@ -42,7 +43,7 @@ def main(args: argparse.Namespace) -> None:
         "states": {which: measure(session, which) for which in session.states},
     }
     path = write_result(session.out, "attention", request, values, standalone(figure(values)))
-    announce(path, text(values))
+    announce(args, path, text(values))
 
 
 def distances_of(session: Session) -> torch.Tensor:
@@ -60,7 +61,7 @@ def measure(session: Session, which: str) -> dict[str, Any]:
     model, split = session.holding(which), session.split()
     distances = distances_of(session).to(session.device)
     wanted, found, shares = session.num_images(split), [], []
-    bar = tqdm(total=wanted, desc=f"{session.run.name} {which}", unit="img", disable=None)
+    bar = session.progress(wanted, which)
     with attending(model) as weights, torch.inference_mode(), bar:
         for images, _, _, valid, *_ in session.loader(split):
             with session.autocast():
@@ -111,7 +112,7 @@ def text(values: Mapping[str, Any]) -> list[str]:
 
 def command_line() -> argparse.ArgumentParser:
     """The flags of this script, and those of all."""
-    return parser(__doc__)
+    return parser(__doc__, without=("layers", "taps", "banks", "seed"))
 
 
 if __name__ == "__main__":

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from analysis.results import digest_of
 from shards.aside import write_aside
+from shards.progress import progress
 from train.hooks import HOWS, Layout, Tap, evaluating, layout_of, pool, tapped
 
 BANK_FILE = "bank.json"
@@ -73,6 +73,7 @@ def open_bank(
     autocast: torch.dtype | None = None,
     name: str = "features",
     reuse_only: bool = False,
+    quiet: bool = False,
     shares: Callable[[], Sequence["Bank"]] | None = None,
 ) -> Bank:
     """The bank of `key` under `folder`, extracted now where it is not there or not whole.
@@ -96,7 +97,8 @@ def open_bank(
                 state = _joined(_Writer(place, key, list(taps), num_images, dict(EMPTY)), shares())
             else:
                 writer = _Writer(place, key, list(taps), num_images, state)
-                _fill(writer, model, taps, loader_from, device, autocast, name)
+                with progress(num_images, name, "image", already=state["consumed"], quiet=quiet) as bar:
+                    _fill(writer, model, taps, loader_from, device, autocast, bar)
                 state = writer.finish()
     rows = state["rows"]
     layers = {tap: np.load(place / file, mmap_mode="r")[:rows] for tap, file in _files(taps).items()}
@@ -168,14 +170,13 @@ def _fill(
     loader_from: Callable[[int], Iterable[Any]],
     device: torch.device | str,
     autocast: torch.dtype | None,
-    name: str,
+    bar: Any,
 ) -> None:
     layout, consumed, total = layout_of(model), writer.state["consumed"], writer.num_images
     model.to(device)
     kind = torch.device(device).type
-    bar = tqdm(total=total, initial=consumed, desc=name, unit="img", disable=None, dynamic_ncols=True)
     try:
-        with evaluating(model), tapped(model, taps) as outputs, torch.inference_mode(), bar:
+        with evaluating(model), tapped(model, taps) as outputs, torch.inference_mode():
             for count, (images, labels, ids, valid, *_) in enumerate(loader_from(consumed)):
                 room = total - consumed
                 keep = valid.cpu().numpy() & (np.arange(len(ids)) < room)

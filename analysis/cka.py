@@ -1,16 +1,17 @@
 """Centred kernel alignment of all layer groups with all: what training kept, and where.
 
-    python analysis/cka.py RUN [--features pooled|tokens] [--whole] [--against RUN2] [--study-exact]
+    python analysis/cka.py runs/ddsm --against runs/ddsm-ri
 
-Three matrices: start with start, end with start, end with end; with `--against`, the ends of two runs (any two models
-of the same shard set). Linear and unbiased, once over the whole split and once from mini-batches whose HSIC is summed
-before the division; with a null level (shuffled images), a ceiling (two halves of a layer's features) and second
-opinions for each layer with itself. `--features tokens` compares unpooled activations, which are never stored: by
-mini-batches, and with `--whole` over the whole split by tiles of the Grams within `--memory` GB, at the cost of more
-forward passes. `--study-exact` gives the published study's numbers in place of ours (unpooled, batches of 64 as
-stored, the ratios averaged). Writes analysis/cka.json and cka.svg (cka-NAME.json with `--against`, cka-tokens,
-cka-study).
+Three matrices: start with start, end with start, end with end; with `--against`, the ends of two runs of one shard set
+(any two models). Linear and unbiased, over the whole split and from mini-batches whose HSIC is summed before the
+division; with a null level (shuffled images), a ceiling (two halves of a layer's features) and second opinions for each
+layer with itself. `--features tokens` compares unpooled activations, which are never stored: by mini-batches, and with
+`--whole` over the whole split by tiles of the Grams within `--memory` GB, at the cost of more passes. `--study-exact`
+gives the published study's numbers in place of ours (unpooled, batches of 64 as stored, ratios averaged). Writes
+analysis/cka.json and cka.svg (cka-NAME.json with `--against`, cka-tokens, cka-study).
 """
+
+from analysis.launching import launch  # no such module? source .venv/bin/activate
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -25,9 +26,10 @@ from analysis.console import announce, table
 from analysis.flags import parser
 from analysis.opinions import canonical_correlations, ceiling, image_halves, null_level, procrustes
 from analysis.results import write_result
-from analysis.session import Session, launch
+from analysis.session import Session
 from analysis.similarity import batch_hsics, cka_of_hsic, hsic_of_layers, jackknife_error
 from analysis.tokens import TokenHsic, token_hsic, whole_token_hsic
+from shards.command_line import positive
 
 CAPTION = "linear CKA with the unbiased HSIC_1 (Song et al., 2012), 1 = same up to rotation and scale, 0 = unrelated"
 STUDY_CAPTION = (
@@ -65,7 +67,7 @@ def main(args: argparse.Namespace) -> None:
     about = STUDY_CAPTION if args.study_exact else CAPTION
     values = {"about": about, "features": args.features, "sides": _labels(sides), **values}
     path = write_result(session.out, name, request, values, standalone(figure(values)))
-    announce(path, text(values))
+    announce(args, path, text(values))
 
 
 def _name(args: argparse.Namespace, other: Session | None) -> str:
@@ -227,23 +229,19 @@ def text(values: Mapping[str, Any]) -> list[str]:
 
 def command_line() -> argparse.ArgumentParser:
     """The flags of this script, and those of all."""
-    made = parser(__doc__)
-    made.add_argument("--features", choices=("pooled", "tokens"), default="pooled", help="default pooled")
+    made = parser(__doc__, rare={"pool", "minibatch", "memory"})
+    made.add_argument("--features", choices=("pooled", "tokens"), default="pooled", help="pooled, or every token")
     made.add_argument(
         "--pool",
         choices=("auto", "cls", "mean", "both"),
         default="both",
-        help="of tokens (default both: a stem's cls alone is constant)",
+        help="what of a transformer's tokens; a stem's cls alone is constant",
     )
-    made.add_argument("--minibatch", type=int, default=64, help="images of a mini-batch (default 64)")
-    made.add_argument(
-        "--whole", action="store_true", help="of tokens: over the whole split, too, not by mini-batches alone"
-    )
-    made.add_argument(
-        "--memory", type=float, default=2.0, help="GB of activations held for --whole; less costs passes (default 2)"
-    )
+    made.add_argument("--minibatch", type=positive, default=64, help="images of a mini-batch")
+    made.add_argument("--whole", action="store_true", help="of tokens: over the whole split, too")
+    made.add_argument("--memory", type=float, default=2.0, help="GB of activations held for --whole; less costs passes")
     made.add_argument("--study-exact", action="store_true", help="the published study's numbers, mistakes and all")
-    made.add_argument("--against", type=Path, help="another run of the same shard set: ends are compared")
+    made.add_argument("--against", type=Path, help="another run of the set: ends are compared")
     return made
 
 

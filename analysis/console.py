@@ -1,15 +1,18 @@
 """What a script says on the console."""
 
+import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from shards.command_line import tell
 
-def announce(path: Path, lines: Sequence[str]) -> None:
-    """The result on the console: a few lines, and where the rest lies."""
-    for line in lines:
-        print(line)
-    print(f"{path} and {path.with_suffix('.svg').name}")
+
+def announce(args: argparse.Namespace, path: Path, lines: Sequence[str]) -> None:
+    """The result NAME.json on the console: a few lines and where the rest lies, or what --json and --quiet ask for."""
+    where = f"{path} and {path.with_suffix('.svg').name}"
+    tell(args, json.loads(path.read_text(encoding="utf-8")), "\n".join([*lines, where]))
     sys.stdout.flush()
 
 

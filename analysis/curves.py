@@ -1,12 +1,14 @@
 """How far up must features be pretrained, and with how much data does transfer matter? Curves over the runs of a study.
 
-    python analysis/curves.py STUDY.toml | RUN RUN …
+    python analysis/curves.py examples/studies/figure.toml
 
 By depth: ST with the first n layer groups pretrained (WT-ST-n), from ST (n = 0) to WT (all). By data: each start over
 the fraction of the training split. A point is the mean over seeds of the target metric on the test split, each seed is
 shown, and the interval is a paired bootstrap by group over test images. Writes curves.json, curves.csv and curves.svg
 into the study's folder (analysis/), or that of the first run.
 """
+
+from analysis.launching import launch  # no such module? source .venv/bin/activate
 
 import argparse
 import csv
@@ -24,7 +26,6 @@ from analysis.console import announce, table
 from analysis.gains import STARTS, flags, request_of
 from analysis.paired import bounds
 from analysis.results import write_result
-from analysis.session import launch
 from analysis.study_runs import Gathered, Trained, gather, resampled, same_set
 from shards.aside import write_aside
 from train.layers import group_index, layer_groups
@@ -43,7 +44,7 @@ def main(args: argparse.Namespace) -> None:
     drawn = standalone(figure(values, key=True))
     path = write_result(folder, "curves", request_of(found, args.draws, args.seed), values, drawn)
     write_aside(path.with_suffix(".csv"), points_csv(values).encode())
-    announce(path, text(values))
+    announce(args, path, text(values))
 
 
 def measure(found: Gathered, draws: int, seed: int) -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """How many directions do the features of a layer really use? Intrinsic dimension by layer, start beside end.
 
-    python analysis/dimension.py RUN [--split train]
+    python analysis/dimension.py runs/ddsm --split train
 
 TwoNN (Facco et al., 2017) on pooled features; in trained networks it rises, then falls towards the head (Ansuini et
 al., NeurIPS 2019). Also on halves and quarters of the images: where these differ much from the whole, the number
 belongs to that many images and not to the layer. Writes analysis/dimension.json and dimension.svg.
 """
+
+from analysis.launching import launch  # no such module? source .venv/bin/activate
 
 import argparse
 from collections.abc import Mapping
@@ -17,7 +19,7 @@ from analysis.charts import Panel, Series, lines
 from analysis.console import announce, table
 from analysis.flags import parser
 from analysis.results import write_result
-from analysis.session import EMBEDDING, Session, launch
+from analysis.session import EMBEDDING, Session
 from analysis.twonn import dimension
 
 CAPTION = "TwoNN intrinsic dimension of pooled features (Facco et al., 2017), the tenth with the largest ratio left out"
@@ -32,7 +34,7 @@ def main(args: argparse.Namespace) -> None:
     states = {which: by_layer(session, which, args.pool) for which in session.states}
     values = {"about": CAPTION, "pooling": args.pool, "states": states}
     path = write_result(session.out, "dimension", request, values, standalone(figure(values)))
-    announce(path, text(values))
+    announce(args, path, text(values))
 
 
 def by_layer(session: Session, which: str, how: str) -> dict[str, dict[str, float]]:
@@ -90,7 +92,7 @@ def command_line() -> argparse.ArgumentParser:
     """The flags of this script, and those of all."""
     made = parser(__doc__)
     made.add_argument(
-        "--pool", choices=("auto", "cls", "mean", "both"), default="mean", help="of tokens (default mean)"
+        "--pool", choices=("auto", "cls", "mean", "both"), default="mean", help="what of a transformer's tokens"
     )
     return made
 

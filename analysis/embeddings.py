@@ -1,11 +1,13 @@
 """A map of the embedding: PCA and UMAP of the end's features, coloured by label, split and error.
 
-    python analysis/embeddings.py RUN [--splits train,test] [--limit 2000]
+    python analysis/embeddings.py runs/ddsm --splits train,test
 
 PCA is a linear view with its share of variance on the axes. UMAP (McInnes et al., 2018) keeps neighbourhoods: who lies
 beside whom means something, distances between clusters and their sizes do not. Errors are those of the run's own head.
 Writes analysis/embeddings.json and embeddings.svg.
 """
+
+from analysis.launching import launch  # no such module? source .venv/bin/activate
 
 import argparse
 import warnings
@@ -21,7 +23,8 @@ from analysis.charts import Dots, scatter
 from analysis.console import announce
 from analysis.flags import parser
 from analysis.results import write_result
-from analysis.session import EMBEDDING, Session, launch
+from analysis.session import EMBEDDING, Session
+from shards.command_line import positive
 from train.layers import taps
 
 CAPTION = "the pooled embedding of the end; a mark is an image"
@@ -45,7 +48,7 @@ def main(args: argparse.Namespace) -> None:
         "maps": maps,
     }
     path = write_result(session.out, "embeddings", request, values, standalone(figure(values)))
-    announce(path, text(values))
+    announce(args, path, text(values))
 
 
 def gather(session: Session, splits: Sequence[str]) -> dict[str, Any]:
@@ -171,9 +174,9 @@ def text(values: Mapping[str, Any]) -> list[str]:
 
 def command_line() -> argparse.ArgumentParser:
     """The flags of this script, and those of all."""
-    made = parser(__doc__)
-    made.add_argument("--splits", default="train,test", help="splits on one map, by commas (default train,test)")
-    made.add_argument("--neighbours", type=int, default=15, help="of UMAP (default 15)")
+    made = parser(__doc__, without=("split", "layers", "taps"))
+    made.add_argument("--splits", default="train,test", help="splits on one map, by commas")
+    made.add_argument("--neighbours", type=positive, default=15, help="neighbours of UMAP")
     made.add_argument("--methods", choices=("both", "pca"), default="both", help="PCA and UMAP, or PCA alone")
     return made
 

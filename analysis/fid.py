@@ -1,6 +1,6 @@
 """How far apart are source and target images, as a model sees them? FID between the features of two shard sets.
 
-    python analysis/fid.py RUN --source SHARDS [--split train] [--state start]
+    python analysis/fid.py runs/ddsm --source data/shards/ISIC2019
 
 RUN's own set is the target; features are the pooled embedding of its start (for a WT run: of the pretrained weights)
 under its evaluation transform. FID is known for features of Inception-v3: numbers of other models rank sets as that
@@ -8,9 +8,10 @@ model sees them, and are not to be mixed. A floor (two halves of one set) tells 
 Writes analysis/fid-SOURCE.json and .svg; `gains.py --fid SET=NUMBER` takes the number to its x axis.
 """
 
+from analysis.launching import launch  # no such module? source .venv/bin/activate
+
 import argparse
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from analysis.banks import Bank, open_bank
@@ -21,7 +22,8 @@ from analysis.console import announce, table
 from analysis.flags import parser
 from analysis.frechet import frechet_distance, halves
 from analysis.results import write_result
-from analysis.session import EMBEDDING, Session, launch
+from analysis.session import EMBEDDING, Session
+from shards.fetching import shown_place
 from shards.shardset import ShardSet, Split
 from train.evaluation import AUTOCAST
 from train.layers import embedding_tap
@@ -53,19 +55,19 @@ def main(args: argparse.Namespace) -> None:
         "floor": {"source": halves(origin, args.seed), "target": halves(target, args.seed)},
     }
     path = write_result(session.out, name, request, values, standalone(figure(values)))
-    announce(path, text(values))
+    announce(args, path, text(values))
 
 
-def source_set(path: Path, session: Session) -> ShardSet:
+def source_set(place: str, session: Session) -> ShardSet:
     """The set of the source images. Raises ValueError where it is not stored in the channels of the run's own.
 
     The net may take more: grey images enter it repeated, or one display window a channel.
     """
-    found, channels = ShardSet(path), session.transform.stored_channels
+    found, channels = ShardSet(place), session.transform.stored_channels
     if found.manifest.channels != channels:
         raise ValueError(
-            f"{path} has {found.manifest.channels} channels, the images of {session.run.name} have {channels}: "
-            "take a source of as many"
+            f"{shown_place(place)} has {found.manifest.channels} channels, the images of {session.run.name} have "
+            f"{channels}: take a source of as many"
         )
     return found
 
@@ -85,6 +87,7 @@ def embedding(session: Session, which: str, split: Split) -> Any:
         autocast=AUTOCAST.get(session.args.precision),
         name=f"{session.run.name} {which} on {split.manifest.name} {split.name}",
         reuse_only=session.args.banks is not None,
+        quiet=session.quiet,
     )
     return bank.layer(EMBEDDING)
 
@@ -118,10 +121,10 @@ def text(values: Mapping[str, Any]) -> list[str]:
 
 def command_line() -> argparse.ArgumentParser:
     """The flags of this script, and those of all."""
-    made = parser(__doc__, split="train")
-    made.add_argument("--source", type=Path, required=True, help="shard set of the source images")
+    made = parser(__doc__, split="train", without=("layers", "taps"))
+    made.add_argument("--source", required=True, help="shard set of the source images, a folder or a URL")
     made.add_argument("--source-split", help="its split (default: as --split)")
-    made.add_argument("--state", choices=("start", "end"), default="start", help="whose features (default start)")
+    made.add_argument("--state", choices=("start", "end"), default="start", help="whose features")
     return made
 
 

@@ -1,6 +1,6 @@
 """What features gave, what statistics gave: the study's figure over models and datasets, with intervals.
 
-    python analysis/gains.py STUDY.toml | RUN RUN …  [--fid published|ISIC2019=141 DDSM=155]
+    python analysis/gains.py examples/studies/figure.toml --fid published
 
 Reads the results and predictions of finished WT, ST and RI runs (all data, no boundary). A cell is a model on a shard
 set: medians over seeds of the target metric on the test split, size = WT / RI (what transfer gave), colour =
@@ -9,6 +9,8 @@ of test images drawn 1000 times, the same for all runs of a cell; p-values of th
 of them. Beside them means over seeds with Student's and Welch's intervals, which hold the luck of training. Writes
 gains.json, gains.csv and gains.svg into the study's folder (analysis/), or that of the first run.
 """
+
+from analysis.launching import launch  # no such module? source .venv/bin/activate
 
 import argparse
 import csv
@@ -28,10 +30,9 @@ from analysis.console import announce, table
 from analysis.dot_charts import Dot, dot_panels
 from analysis.paired import bootstrap_p, bounds, holm
 from analysis.results import write_result
-from analysis.session import launch
 from analysis.study_runs import STUDIES, Gathered, Trained, gather, resampled, same_set
 from shards.aside import write_aside
-from shards.command_line import Parser
+from shards.command_line import Parser, add_output_flags, positive
 from shards.words import counted
 
 STARTS = ("wt", "st", "ri")
@@ -51,7 +52,7 @@ def main(args: argparse.Namespace) -> None:
     folder = args.out or found.folder
     path = write_result(folder, "gains", request_of(found, args.draws, args.seed), values, standalone(figure(values)))
     write_aside(path.with_suffix(".csv"), cells_csv(values).encode())
-    announce(path, text(values))
+    announce(args, path, text(values))
 
 
 def request_of(found: Gathered, draws: int, seed: int) -> dict[str, Any]:
@@ -297,11 +298,11 @@ def flags(description: str) -> argparse.ArgumentParser:
     """A parser with the flags of every comparison of runs."""
     made = Parser(description=description)
     made.add_argument("runs", nargs="+", type=Path, metavar="STUDY|RUN", help="study files (.toml), run directories")
-    made.add_argument("--studies", type=Path, default=STUDIES, help=f"where studies lie (default {STUDIES})")
-    made.add_argument("--out", type=Path, help="folder for results (default: analysis/ of the study or the first run)")
-    made.add_argument("--draws", type=int, default=1000, help="resamples of the bootstrap (default 1000)")
-    made.add_argument("--seed", type=int, default=0, help="of the resamples (default 0)")
-    made.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    made.add_argument("--studies", type=Path, default=STUDIES, help="where studies lie")
+    made.add_argument("--out", type=Path, help="where the results go (default analysis/ of the study or the first run)")
+    made.add_argument("--draws", type=positive, default=1000, help="resamples of the bootstrap")
+    made.add_argument("--seed", type=int, default=0, help="seed of the resamples")
+    add_output_flags(made, "the result")
     return made
 
 

@@ -1,12 +1,14 @@
 """k-nearest-neighbour classification at the embedding and at every layer: what the features know without a head.
 
-    python analysis/knn.py RUN [--split test] [--k 200] [--temperature 0.1] [--study-exact]
+    python analysis/knn.py runs/ddsm --k 20
 
 The bank is the training split under the evaluation transform; k comes from the manifest (fewer where the bank is
 smaller). For a run directory the start is measured beside the end. Writes analysis/knn.json and knn.svg. `--split
 train` is leave-one-out. `--study-exact` gives the published study's numbers beside ours (analysis/knn-study.json): at
 the embedding the end's images are compared with the start's bank, and probabilities pass through a second softmax.
 """
+
+from analysis.launching import launch  # no such module? source .venv/bin/activate
 
 import argparse
 from collections.abc import Mapping
@@ -22,7 +24,8 @@ from analysis.charts import Panel, Series, lines, values_or_gaps
 from analysis.console import announce, table
 from analysis.flags import parser
 from analysis.results import write_result
-from analysis.session import EMBEDDING, Session, launch
+from analysis.session import EMBEDDING, Session
+from shards.command_line import positive
 from train.knn import knn_probabilities
 from train.metrics import ignoring_unsaid
 
@@ -56,7 +59,7 @@ def main(args: argparse.Namespace) -> None:
     }
     title = f"k-NN on {session.split().name}: {session.target}"
     path = write_result(session.out, name, request, values, standalone(figure(values, title)))
-    announce(path, text(values))
+    announce(args, path, text(values))
 
 
 def unsaid_labels(session: Session) -> list[str]:
@@ -144,9 +147,9 @@ def _value(value: float | None) -> float:
 
 def command_line() -> argparse.ArgumentParser:
     """The flags of this script, and those of all."""
-    made = parser(__doc__)
-    made.add_argument("--k", type=int, help="neighbours; default: the manifest's")
-    made.add_argument("--temperature", type=float, default=0.1, help="of the weights exp(similarity / T) (default 0.1)")
+    made = parser(__doc__, without=("seed",))
+    made.add_argument("--k", type=positive, help="neighbours; default: the manifest's")
+    made.add_argument("--temperature", type=float, default=0.1, help="T of the weights exp(similarity / T)")
     made.add_argument("--study-exact", action="store_true", help="the published study's numbers, mistakes and all")
     return made
 

@@ -1,10 +1,12 @@
 """How far each layer went from its start, in weights, biases and norms apart.
 
-    python analysis/l2.py RUN [--study-exact]
+    python analysis/l2.py runs/ddsm
 
 Reads the run's init and best weights; writes analysis/l2.json and l2.svg. No images are needed. `--study-exact` writes
 the published study's number beside it (analysis/l2-study.json): one for all layers.
 """
+
+from analysis.launching import launch  # no such module? source .venv/bin/activate
 
 import argparse
 from typing import Any
@@ -14,9 +16,9 @@ from analysis.chart_parts import number
 from analysis.chart_style import standalone
 from analysis.charts import Panel, Series, lines
 from analysis.console import announce, table
-from analysis.flags import parser
+from analysis.flags import IMAGES, parser
 from analysis.results import digest_of_state, write_result
-from analysis.session import Session, launch
+from analysis.session import Session
 
 CAPTION = "Euclidean distance of each layer group's own tensors between start and end"
 STUDY_CAPTION = (
@@ -40,7 +42,7 @@ def main(args: argparse.Namespace) -> None:
         return
     measured = changes(start, end, session.groups, kinds_of_keys(session.model))
     path = write_result(session.out, "l2", request, describe(measured), standalone(figure(measured)))
-    announce(path, text(measured))
+    announce(args, path, text(measured))
 
 
 def _as_the_study(session: Session, request: dict[str, Any]) -> None:
@@ -52,7 +54,7 @@ def _as_the_study(session: Session, request: dict[str, Any]) -> None:
     panel = Panel("L2 as published", [series], "mean of |end - start| / values", zero=True)
     drawn = lines([panel], categories=list(session.groups), x_title="layer group · the same whole state for each")
     path = write_result(session.out, "l2-study", request, values, standalone(drawn))
-    announce(path, [f"every layer, and the total: {distance:.6g}"])
+    announce(session.args, path, [f"every layer, and the total: {distance:.6g}"])
 
 
 def describe(measured: dict[str, dict[str, Change]]) -> dict[str, Any]:
@@ -91,7 +93,7 @@ def text(measured: dict[str, dict[str, Change]]) -> list[str]:
 
 def command_line() -> argparse.ArgumentParser:
     """The flags of this script, and those of all."""
-    made = parser(__doc__)
+    made = parser(__doc__, without=(*IMAGES, "seed"))
     made.add_argument("--study-exact", action="store_true", help="the published study's number, mistakes and all")
     return made
 

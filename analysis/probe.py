@@ -1,11 +1,13 @@
 """Linear probes by layer: how well a linear classifier on frozen features does, at the embedding and at every layer.
 
-    python analysis/probe.py RUN [--split test] [--pool both] [--strength 0.01]
+    python analysis/probe.py runs/ddsm --strength 0.01
 
 Logistic regression on the training split's features under the evaluation transform; the penalty's strength is chosen
 on the validation split, layer by layer, unless given. For a run directory the start is measured beside the end. Writes
 analysis/probe.json and probe.svg. The features are those of knn.py, made once.
 """
+
+from analysis.launching import launch  # no such module? source .venv/bin/activate
 
 import argparse
 from typing import Any
@@ -17,7 +19,7 @@ from analysis.flags import parser
 from analysis.knn import BANK_SPLIT, figure, poolings, text, unsaid_labels
 from analysis.linear import STRENGTHS, Probe, Samples, probe
 from analysis.results import write_result
-from analysis.session import EMBEDDING, Session, launch
+from analysis.session import EMBEDDING, Session
 from train.metrics import ignoring_unsaid
 
 VALIDATION_SPLIT = "val"
@@ -43,7 +45,7 @@ def main(args: argparse.Namespace) -> None:
     }
     title = f"Linear probe on {session.split().name}: {session.target}"
     path = write_result(session.out, "probe", request, values, standalone(figure(values, title)))
-    announce(path, text(values, "linear probe"))
+    announce(args, path, text(values, "linear probe"))
 
 
 def _refuse(session: Session, args: argparse.Namespace) -> None:
@@ -88,9 +90,11 @@ def _probe(
 
 def command_line() -> argparse.ArgumentParser:
     """The flags of this script, and those of all."""
-    made = parser(__doc__)
-    made.add_argument("--pool", choices=("cls", "mean", "both", "all"), default="both", help="of tokens (default both)")
-    made.add_argument("--strength", type=float, help="of the penalty, a sample; default: chosen on validation")
+    made = parser(__doc__, without=("seed",))
+    made.add_argument(
+        "--pool", choices=("cls", "mean", "both", "all"), default="both", help="what of a transformer's tokens"
+    )
+    made.add_argument("--strength", type=float, help="weight of the penalty, a sample; default: chosen on validation")
     return made
 
 

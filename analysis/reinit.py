@@ -1,11 +1,13 @@
 """Which layers matter: each layer group put back to its start (or drawn anew), the rest as trained, tested again.
 
-    python analysis/reinit.py RUN [--to start|random]
+    python analysis/reinit.py runs/ddsm --to random
 
 `start` puts the group's tensors of step 0 back (analysis/reinit.json), `random` draws them from the default
 initialisation (analysis/rerand.json). The first row is the untouched model. The images are decoded once, and what
 lies before the exchanged group is computed once.
 """
+
+from analysis.launching import launch  # no such module? source .venv/bin/activate
 
 import argparse
 from collections.abc import Mapping
@@ -14,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from analysis.chart_parts import number
 from analysis.chart_style import standalone
@@ -23,7 +24,7 @@ from analysis.console import announce, table
 from analysis.flags import parser
 from analysis.replay import Replay
 from analysis.results import write_result
-from analysis.session import Session, launch
+from analysis.session import Session
 from train.models import build, recipe_of
 
 NAMES = {"start": "reinit", "random": "rerand"}
@@ -45,7 +46,7 @@ def main(args: argparse.Namespace) -> None:
     rows = exchanged_metrics(session, exchanges)
     values = {"about": CAPTIONS[args.to], "target": session.target, "baseline": rows.pop(None), "layers": rows}
     path = write_result(session.out, name, request, values, standalone(figure(values)))
-    announce(path, text(values))
+    announce(args, path, text(values))
 
 
 def exchanged_metrics(
@@ -61,7 +62,7 @@ def exchanged_metrics(
     labels: list[np.ndarray] = []
     seen, total = 0, session.num_images(split)
     multi_label = session.shards.task == "multi-label"
-    with tqdm(total=total, desc=f"{session.run.name} exchanged", unit="img", disable=None) as bar:
+    with session.progress(total, "exchanged") as bar:
         for batch in session.loader(split):
             size = len(batch.labels)
             keep = batch.valid.cpu().numpy() & (np.arange(size) < total - seen)
@@ -98,10 +99,8 @@ def text(values: Mapping[str, Any]) -> list[str]:
 
 def command_line() -> argparse.ArgumentParser:
     """The flags of this script, and those of all."""
-    made = parser(__doc__)
-    made.add_argument(
-        "--to", choices=tuple(NAMES), default="start", help="what the group's tensors become (default start)"
-    )
+    made = parser(__doc__, without=("taps", "banks"))
+    made.add_argument("--to", choices=tuple(NAMES), default="start", help="what the group's tensors become")
     return made
 
 

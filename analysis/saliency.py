@@ -1,12 +1,14 @@
 """Where did the model look, when it was right and when it was wrong? A sheet of cases, and the maps behind it.
 
-    python analysis/saliency.py RUN [--cases 8]
+    python analysis/saliency.py runs/ddsm --cases 4
 
 Grad-CAM of the predicted class (Selvaraju et al., ICCV 2017) for convolutional nets and Swin, attention rollout (Abnar
 and Zuidema, ACL 2020) for ViTs. Cases: the right and the wrong ones that the model was surest of. A map says where the
 evidence lay, not that it was good evidence; rollout does not depend on the class. Writes analysis/saliency.json and
 saliency.svg, which holds the images as the model saw them. Single-label sets.
 """
+
+from analysis.launching import launch  # no such module? source .venv/bin/activate
 
 import argparse
 import base64
@@ -17,7 +19,6 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from analysis.chart_parts import svg_root
 from analysis.chart_style import standalone
@@ -25,7 +26,8 @@ from analysis.console import announce, table
 from analysis.flags import parser
 from analysis.results import write_result
 from analysis.saliency_maps import attention_map, grad_cam, last_map, way_of
-from analysis.session import Session, launch
+from analysis.session import Session
+from shards.command_line import positive
 
 CAPTIONS = {
     "grad-cam": "Grad-CAM of the predicted class (Selvaraju et al., 2017) at the last spatial map",
@@ -53,7 +55,7 @@ def main(args: argparse.Namespace) -> None:
         case["map"] = found
     values = {"about": CAPTIONS[way], "way": way, "layer": layer, "cases": cases}
     path = write_result(session.out, "saliency", request, values, standalone(sheet(values, shown(session, pictures))))
-    announce(path, text(values))
+    announce(args, path, text(values))
 
 
 def find_cases(session: Session, count: int) -> tuple[list[dict[str, Any]], torch.Tensor]:
@@ -66,7 +68,7 @@ def find_cases(session: Session, count: int) -> tuple[list[dict[str, Any]], torc
     key_of = {int(one): split.key(i) for i, one in enumerate(split.sample_ids())}
     kept: dict[bool, list[tuple[float, dict[str, Any], torch.Tensor]]] = {True: [], False: []}
     wanted, seen = session.num_images(split), 0
-    bar = tqdm(total=wanted, desc=f"{session.run.name} predicts", unit="img", disable=None)
+    bar = session.progress(wanted, "predicts")
     with torch.inference_mode(), bar:
         for images, labels, ids, valid, *_ in session.loader(split):
             with session.autocast():
@@ -183,8 +185,8 @@ def text(values: Mapping[str, Any]) -> list[str]:
 
 def command_line() -> argparse.ArgumentParser:
     """The flags of this script, and those of all."""
-    made = parser(__doc__)
-    made.add_argument("--cases", type=int, default=8, help="right ones and wrong ones, each at most (default 8)")
+    made = parser(__doc__, without=("banks", "seed"))
+    made.add_argument("--cases", type=positive, default=8, help="right ones and wrong ones, each at most")
     return made
 
 

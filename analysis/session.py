@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from analysis import ranks
 from analysis.banks import Bank, open_bank
 from analysis.results import digest_of_state, find_result
-from shards.errors import run_cli
+from shards.command_line import tell
 from shards.loader import Loader
+from shards.progress import progress
 from shards.shardset import ShardSet, Split
 from shards.transforms import Transform, eval_transform
 from train.evaluation import AUTOCAST
@@ -28,23 +29,6 @@ from train.rundir import Run, open_run
 
 EMBEDDING = "embedding"
 RESIZE_SHARE = 256 / 224  # short side before the center crop, where no config says otherwise
-
-
-def launch(made: argparse.ArgumentParser, main: Callable[[argparse.Namespace], int | None]) -> NoReturn:
-    """Parse the command line and run `main`; a user's mistake ends in one line.
-
-    Of several ranks the first runs `main`, the others extract their shares of its banks.
-    """
-    args = made.parse_args()
-
-    def work() -> int | None:
-        with ranks.joined():
-            if ranks.rank() == 0:
-                return main(args)
-            help_out()
-            return 0
-
-    run_cli(work, debug=args.debug)
 
 
 def help_out() -> None:
@@ -152,6 +136,15 @@ class Session:
             return config.data.eval_transform(mean, std)
         return eval_transform(info.img_size, mean, std, resize=round(info.img_size * RESIZE_SHARE))
 
+    @property
+    def quiet(self) -> bool:
+        """Whether no progress is wanted."""
+        return bool(self.args.quiet or self.args.json)
+
+    def progress(self, images: int | None, what: str) -> Any:
+        """A progress bar over so many images of this run, or over a number that is not known yet."""
+        return progress(images, f"{self.run.name} {what}", "image", quiet=self.quiet)
+
     def loader(self, split: Split, consumed: int = 0) -> Loader:
         """One pass over a split in stored order, from image `consumed` on."""
         return Loader(
@@ -227,6 +220,7 @@ class Session:
             autocast=AUTOCAST.get(self.args.precision),
             name=f"{self.run.name} {which} on {split.name}",
             reuse_only=self.args.banks is not None,
+            quiet=self.quiet,
             shares=shares,
         )
 
@@ -252,10 +246,10 @@ class Session:
 
     def answered(self, name: str, request: Mapping[str, Any]) -> bool:
         """Whether NAME.json answers the request already; says so, and how to have it done again."""
-        if self.args.force or find_result(self.out, name, request) is None:
-            return False
-        print(f"{self.out / name}.json is done already (--force works it out again)")
-        return True
+        found = None if self.args.force else find_result(self.out, name, request)
+        if found is not None:
+            tell(self.args, found, f"{self.out / name}.json is done already (--force works it out again)")
+        return found is not None
 
     def metrics(self, labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
         """All metrics of the set's task, NaN where undefined. Those of a k-NN or probe pass `ignoring_unsaid` first."""

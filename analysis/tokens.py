@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from analysis.grams import cross, grams
 from analysis.similarity import MIN_IMAGES, Float64, batches_of, hsic_of_grams, hsic_of_sums
@@ -69,12 +68,14 @@ def token_hsic(
         _recut(session.loader(Reordered(split, order)), [len(part) for part in parts]) for session in _distinct(sides)
     ]
     found, seen = [], 0
-    for batch in tqdm(zip(*streams, strict=True), total=len(parts), unit="batch", disable=None):
-        images = _together(batch)
-        if len(images[0]) < MIN_IMAGES:
-            continue
-        found.append(hsic_of_grams(grams(_activations(sides, images))))
-        seen += len(images[0])
+    with first.progress(total, "tokens") as bar:
+        for part, batch in zip(parts, zip(*streams, strict=True), strict=True):
+            images = _together(batch)
+            bar.update(len(part))
+            if len(images[0]) < MIN_IMAGES:
+                continue
+            found.append(hsic_of_grams(grams(_activations(sides, images))))
+            seen += len(images[0])
     if not found:
         raise ValueError("no mini-batch had enough valid images: are the images of the split damaged?")
     return TokenHsic(np.stack(found), seen)
@@ -88,7 +89,7 @@ def whole_token_hsic(states: Sequence[tuple["Session", str]], memory: float) -> 
     first, sides = states[0][0], _sides(states)
     total, start, passed = first.num_images(first.split()), 0, 0
     tiles = _Tiles(sum(len(side.taps) for side in sides), total)
-    with tqdm(unit="img", disable=None, desc=f"{first.run.name} tiles") as bar:
+    with first.progress(None, "tiles") as bar:
         while start < total:
             held: list[_Rows] = []
             room, end = 0, start

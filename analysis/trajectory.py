@@ -1,10 +1,13 @@
 """When does a layer settle? CKA of every checkpoint of a run with its start and with its end, layer by layer.
 
-    python analysis/trajectory.py RUN          (trained with --keep-checkpoints 10, or more)
+    python analysis/trajectory.py runs/ddsm
 
-Linear, unbiased, over the whole split, as analysis/cka.py. A layer that stays near 1 with the start was reused; one
-that is near 1 with the end early has settled early. Writes analysis/trajectory.json and trajectory.svg.
+Of a run trained with --keep-checkpoints 10, or more. Linear, unbiased, over the whole split, as analysis/cka.py. A
+layer that stays near 1 with the start was reused; one that is near 1 with the end early has settled early. Writes
+analysis/trajectory.json and trajectory.svg.
 """
+
+from analysis.launching import launch  # no such module? source .venv/bin/activate
 
 import argparse
 from collections.abc import Mapping
@@ -19,7 +22,7 @@ from analysis.charts import heat_map
 from analysis.console import announce, table
 from analysis.flags import parser
 from analysis.results import write_result
-from analysis.session import Session, launch
+from analysis.session import Session
 from analysis.similarity import cka_of_hsic, hsic_of_layers
 from shards.words import counted
 
@@ -51,7 +54,7 @@ def main(args: argparse.Namespace) -> None:
         "with_end": np.array(with_end).T,
     }
     path = write_result(session.out, "trajectory", request, values, standalone(figure(values)))
-    announce(path, text(values))
+    announce(args, path, text(values))
 
 
 def checkpoints_of(session: Session) -> dict[int, Path]:
@@ -112,9 +115,9 @@ def text(values: Mapping[str, Any]) -> list[str]:
 
 def command_line() -> argparse.ArgumentParser:
     """The flags of this script, and those of all."""
-    made = parser(__doc__)
+    made = parser(__doc__, without=("seed",))
     made.add_argument(
-        "--pool", choices=("auto", "cls", "mean", "both"), default="both", help="of tokens (default both)"
+        "--pool", choices=("auto", "cls", "mean", "both"), default="both", help="what of a transformer's tokens"
     )
     return made
 

@@ -31,7 +31,7 @@ KINDS = ("kill the run", "kill a worker", "Ctrl-C", "SIGTERM", "no room on the d
 KILLS_A_RUN = 10
 SMALL_BUCKETS = """
 import prep.gathering, prep.make_shards as script
-from shards.errors import run_cli
+from shards.script import run_cli
 prep.gathering.BUCKET_BYTES = 300_000
 arguments = script.parse_args()
 run_cli(lambda: script.main(arguments))

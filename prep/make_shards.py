@@ -7,6 +7,8 @@ with what must not travel: sources, groups, salt. Where --out is a URL, that sta
 Killed at any moment, the same command goes on and ends with the same bytes.
 """
 
+from shards.script import run_cli  # no such module? source .venv/bin/activate
+
 import argparse
 import json
 import os
@@ -29,8 +31,7 @@ from prep.sources import DATASETS, find_dataset
 from prep.sources import slides as slide_sources
 from prep.sources.own_table import TableColumns, table_dataset
 from prep.whole_slides import TileOptions
-from shards.command_line import Parser
-from shards.errors import run_cli
+from shards.command_line import Parser, add_output_flags, positive
 from shards.fetching import shown
 from shards.folds import FoldOptions, write_folds
 from shards.folds import describe as describe_folds
@@ -38,35 +39,27 @@ from shards.manifest import Manifest
 from shards.metadata import find_field
 from shards.storage import SPLITS_FOLDER, is_url
 
+CORES = len(os.sched_getaffinity(0))
 CSV_FLAGS = "with --dataset csv"
 SLIDE_FLAGS = "with --dataset Camelyon-slides or slides"
 
 # --help shows the others; --help-all these, too.
 RARE = {
-    "quality",
-    "chroma",
-    "salt",
-    "shard_samples",
-    "strict",
-    "burned_in",
-    "repeats",
-    "keep_test",
-    "near_duplicates",
-    "enlarge",
-}
-RARE |= {CSV_FLAGS, SLIDE_FLAGS}
+    "quality", "chroma", "salt", "shard_samples", "strict", "burned_in", "repeats", "keep_test", "near_duplicates",
+    "enlarge", "cluster", "compress", "max_bad", "metadata", CSV_FLAGS, SLIDE_FLAGS,
+}  # fmt: skip
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = Parser(
         description="Convert a raw dataset into a shard set. Killed at any moment, the same command goes on.",
-        epilog="example: python prep/make_shards.py --dataset DDSM --raw data/raw/DDSM --out data/shards/DDSM",
+        epilog="example: python prep/make_shards.py --dataset DDSM --raw data/raw/DDSM",
         rare=RARE,
     )
     add = parser.add_argument
     add("--dataset", required=True, help=f"one of {', '.join(DATASETS)}, or csv: your own folder and table")
-    add("--raw", help="the raw folder as published, or its URL: s3://, gs://, https://, … (default: data/raw/NAME)")
+    add("--raw", help="the raw folder as published, or its URL: s3://, https://, … (default: data/raw/NAME)")
     add("--out", help="where the set goes, a folder or a URL (default: data/shards/NAME)")
     add(
         "--short-side",
@@ -91,13 +84,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar=("TRAIN", "VAL", "TEST"),
         help="of samples, where they are dealt",
     )
-    add("--seed", type=int, default=0, help="of the split and of the stored order")
+    add("--seed", type=int, default=0, help="seed of the split and of the stored order")
     add("--folds", type=int, help="K: write split files for K folds, too (OUT/splits, for the trainer's --split-file)")
     add("--repeats", type=int, default=1, help="so many seeds of folds or, without --folds, of splits from --seed on")
     add("--keep-test", action="store_true", help="with --folds or --repeats: the test split stays in all of them")
     add("--salt", type=Path, help="a file of 32 bytes, to share group hashes over several sets (default: a new one)")
     add("--shard-samples", type=int, help="samples a shard (default: by the size of the split, at most 4096)")
-    add("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes; any number gives the same bytes")
+    add("--workers", type=positive, default=CORES, help="processes; any number gives the same bytes")
     add("--cluster", help="address of a Dask scheduler that takes the work instead, such as tcp://node1:8786")
     add("--compress", default="none", help="zstd: .tar.zst for transport; readers unpack into their cache")
     add("--max-bad", type=float, default=0.01, help="share of images that may fail to decode")
@@ -128,7 +121,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--dry-run", action="store_true", help="count, split and estimate; write nothing")
     own = parser.add_argument_group(CSV_FLAGS)
     own.add_argument("--table", type=Path, help="the csv table (default: RAW/labels.csv)")
-    own.add_argument("--name", help="the name of the set, for --dataset slides too (default: csv or slides)")
+    own.add_argument("--name", help="name of the set, for --dataset slides too (default: csv or slides)")
     own.add_argument("--path-column", default="path", help="image paths relative to --raw")
     own.add_argument("--label-columns", nargs="+", default=["label"], help="one for classes, several for multi-label")
     own.add_argument("--group-column", help="patient, lesion or slide: its images stay in one split")
@@ -140,9 +133,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     cut.add_argument("--microns", type=float, default=0.972, help="micrometres a pixel (0.972: PatchCamelyon's)")
     cut.add_argument("--min-tissue", type=float, default=0.5, help="least share of tissue of a tile, 0..1")
     cut.add_argument("--tiles-per-slide", type=int, help="at most so many a slide and class, drawn (default: all)")
-    add("--quiet", action="store_true", help="no progress and no summary")
-    add("--json", action="store_true", help="print the summary as JSON: place, made, splits, left out")
-    add("--debug", action="store_true", help="traceback on errors")
+    add_output_flags(parser)
     args = parser.parse_args(argv)
     groups = ({action.dest for action in group._group_actions} for group in (own, cut))
     known = args.dataset in DATASETS or args.dataset == "csv"

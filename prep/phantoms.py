@@ -8,6 +8,8 @@ too. What decides the class is the number and kind of the lesions alone; sizes, 
 nothing of it.
 """
 
+from shards.script import run_cli  # no such module? source .venv/bin/activate
+
 import argparse
 import hashlib
 import os
@@ -29,8 +31,7 @@ from prep.pool import deaf_to_ctrl_c
 from prep.records import PHANTOM_MARKER
 from prep.slide_layouts import LAYOUTS as SLIDE_LAYOUTS
 from shards.aside import aside, write_aside
-from shards.command_line import Parser
-from shards.errors import run_cli
+from shards.command_line import Parser, add_debug_flag, positive
 from shards.progress import progress
 
 SALT_NAME = "phantom.salt"
@@ -119,13 +120,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         epilog="example: python prep/phantoms.py --dataset DDSM --out data/raw/DDSM",
     )
     parser.add_argument("--dataset", required=True, help=f"one of {', '.join(LAYOUTS)}")
-    parser.add_argument("--out", type=Path, required=True, help="raw folder to fill, such as data/raw/DDSM")
-    parser.add_argument("--num-images", type=int, default=300, help="how many")
-    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn")
+    parser.add_argument("--out", type=Path, required=True, help="where the raw folder goes, such as data/raw/DDSM")
+    parser.add_argument("--num-images", type=positive, default=300, help="how many")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all that is drawn")
     parser.add_argument("--size", type=int, help="short side in pixels (default: the dataset's, such as 1000 for DDSM)")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes")
+    parser.add_argument("--workers", type=positive, default=len(os.sched_getaffinity(0)), help="processes")
     parser.add_argument("--quiet", action="store_true", help="no progress, and no word where all is well")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_debug_flag(parser)
     return parser.parse_args(argv)
 
 

@@ -5,13 +5,14 @@
 Each command has its own --help; what a command needs is imported only when it runs.
 """
 
+from shards.script import run_cli  # no such module? source .venv/bin/activate
+
 import argparse
 import importlib
 import sys
 from collections.abc import Sequence
 
 from shards.command_line import Parser
-from shards.errors import run_cli
 
 # command -> (module whose main(argv) runs it, what it does)
 COMMANDS = {

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from shards.command_line import Parser
+from shards.command_line import Parser, add_debug_flag, positive
 from shards.executors import choose_executor
 from shards.host_executor import decode_fast
 from shards.index import ENCODING_NAMES
@@ -83,9 +83,8 @@ def measure(
     seconds: float = 3.0,
 ) -> Result:
     """Measure a split for `seconds` a stage. ValueError for numbers out of range, and for a damaged image."""
-    for name, value in (("threads", threads), ("batch", batch), ("seconds", seconds)):
-        if value <= 0:
-            raise ValueError(f"--{name} is {value}; give a number above 0")
+    if seconds <= 0:
+        raise ValueError(f"--seconds is {seconds}; give a number above 0")
     part, manifest, load = shard_set.split(split), shard_set.manifest, os.getloadavg()[0]
     transform = train_transform(size, manifest.mean, manifest.std, preset=preset)
     on_gpu = executor != "host" and torch.cuda.is_available()
@@ -240,7 +239,9 @@ def verdict(result: Result) -> str:
         what, change = "decoding", more + (smaller or "a GPU, or store small images raw")
     else:
         lighter = (
-            "a smaller --size, or a GPU" if result.preset == "light" else "preset light, a smaller --size, or a GPU"
+            "a smaller --image-size, or a GPU"
+            if result.preset == "light"
+            else "preset light, a smaller --image-size, or a GPU"
         )
         what, change = "augmentation (resize, colour, normalisation)", more + lighter
     if (result.executor, result.device) == ("dali", "cpu") and name != "read":
@@ -284,20 +285,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         "to prepare ahead. Files read lately come from memory, not from the disk.",
         epilog="example: python -m shards bench data/shards/DDSM --preset full --threads 8",
     )
-    parser.add_argument("folder", help="a shard set, or the URL of one")
+    parser.add_argument("shards", help="shard set, a folder or a URL")
     parser.add_argument("--cache", type=Path, help="folder for what is fetched from a URL; the fetching counts")
-    parser.add_argument("--threads", type=int, default=cores, help=f"that decode (default: all cores, here {cores})")
-    parser.add_argument("--batch", type=int, default=64, help="samples a step (default 64)")
-    parser.add_argument("--size", type=int, default=224, help="height and width that the model gets (default 224)")
-    parser.add_argument("--preset", choices=list(PRESETS), default="light", help="the augmentation (default light)")
+    parser.add_argument("--threads", type=positive, default=cores, help="decoding threads (default: all cores)")
+    parser.add_argument("--batch", type=positive, default=64, help="images a step")
+    parser.add_argument("--image-size", dest="size", type=int, default=224, help="side of the square input, pixels")
+    parser.add_argument("--preset", choices=list(PRESETS), default="light", help="augmentation")
     parser.add_argument("--executor", choices=("auto", "host", "dali"), default="auto", help="who makes the pixels")
-    parser.add_argument("--seconds", type=float, default=3.0, help="for each measurement (default 3)")
-    parser.add_argument("--split", default="train", help="which split (default train)")
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--seconds", type=float, default=3.0, help="for each measurement")
+    parser.add_argument("--split", default="train", help="split to read")
+    parser.add_argument("--json", action="store_true", help="print the figures as one JSON document")
+    add_debug_flag(parser)
     o = parser.parse_args(argv)
     names = ("split", "preset", "size", "batch", "threads", "executor", "seconds")
-    result = measure(ShardSet(o.folder, cache=o.cache), **{name: getattr(o, name) for name in names})
+    result = measure(ShardSet(o.shards, cache=o.cache), **{name: getattr(o, name) for name in names})
     shares = {name: round(share, 4) for name, share in result.shares.items()}
     print(
         json.dumps(asdict(result) | {"shares": shares, "verdict": verdict(result)}, indent=1)

@@ -20,7 +20,7 @@ import xxhash
 import zstandard
 
 from shards.aside import PARTIAL
-from shards.command_line import Parser, called, local_folder
+from shards.command_line import Parser, add_output_flags, called, local_folder, positive
 from shards.decoding import decode
 from shards.identity import sample_id
 from shards.index import ENCODING_NAMES, EXTENSION_ENCODINGS, Columns, idx_text
@@ -296,20 +296,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(
         prog=called("check"),
         description="Verify a shard set: hashes, indices, images, labels, counts, and that no group is in two splits.",
-        epilog="example: python -m shards check data/shards/DDSM --fast",
+        epilog=f"example: {called('check')} data/shards/DDSM --fast",
     )
-    parser.add_argument("folder", type=local_folder, help="a shard set, with its manifest.json")
+    parser.add_argument("folder", type=local_folder, help="shard set, a folder of this machine")
     parser.add_argument("--fast", action="store_true", help="hash every byte but do not decode the images")
-    parser.add_argument("--threads", type=int, default=2, help="shards checked at a time (default 2)")
-    parser.add_argument("--quiet", action="store_true", help="no progress, and no word where all is well")
-    parser.add_argument("--json", action="store_true", help="print problems and proof as one JSON document")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--threads", type=positive, default=2, help="decoding threads, a shard each")
+    add_output_flags(parser, "problems and proof")
     options = parser.parse_args(argv)
     with progress(_num_shards(options.folder), "checking", "shard", quiet=options.quiet or options.json) as bar:
         problems = check_set(
             options.folder,
             decode=not options.fast,
-            threads=max(options.threads, 1),
+            threads=options.threads,
             done=lambda _: bar.update() and None,
         )
     fatal = sum(problem.fatal for problem in problems)

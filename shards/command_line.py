@@ -21,8 +21,8 @@ CHOICE = re.compile(r"invalid choice: '([^']*)' \(choose from (.*)\)$")
 class Parser(argparse.ArgumentParser):
     """argparse without abbreviations; mistakes end in `error: …` on one line with exit code 2.
 
-    `rare` names flags (as attributes) that `--help` leaves out and `--help-all` shows; a group whose title is among
-    them is left out whole.
+    `rare` names flags (as attributes) that `--help` leaves out and `--help-all` shows, as `--help` says in its last
+    line; a group whose title is among them is left out whole.
     """
 
     def __init__(self, *, rare: Iterable[str] = (), **options: Any) -> None:
@@ -30,6 +30,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**(given | options))
         self.rare = frozenset(rare)
         if self.rare:
+            self.rare |= {"help_all"}
             self.add_argument("--help-all", action=_HelpAll, nargs=0, help="show every flag and exit")
 
     def format_help(self) -> str:
@@ -46,7 +47,7 @@ class Parser(argparse.ArgumentParser):
                 action.help = argparse.SUPPRESS
             for group, _ in said:
                 group.description = None
-            return self.whole_help()
+            return f"{self.whole_help()}\n--help-all shows every flag.\n"
         finally:
             for action, text in kept:
                 action.help = text
@@ -98,10 +99,22 @@ def local_folder(text: str) -> Path:
     return Path(text)
 
 
-def add_output_flags(parser: argparse.ArgumentParser) -> None:
-    """--json, --quiet and --debug, which mean the same in every tool that writes a set."""
-    parser.add_argument("--json", action="store_true", help="print what was made as one JSON document, no progress")
+def positive(text: str) -> int:
+    """The type of an argument that counts: a whole number above 0."""
+    if not (text.isascii() and text.isdigit()) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
+
+
+def add_output_flags(parser: argparse._ActionsContainer, what: str = "what was made") -> None:
+    """--json (which prints `what`), --quiet and --debug."""
+    parser.add_argument("--json", action="store_true", help=f"print {what} as one JSON document, no progress")
     parser.add_argument("--quiet", action="store_true", help="no progress, and no word where all is well")
+    add_debug_flag(parser)
+
+
+def add_debug_flag(parser: argparse._ActionsContainer) -> None:
+    """--debug, which every script has."""
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
@@ -166,11 +179,16 @@ class Help(argparse.HelpFormatter):
         return super()._format_usage(usage, actions, groups, prefix)
 
     def _metavar(self, action: argparse.Action) -> str:
-        return self._get_default_metavar_for_optional(action) if action.option_strings else action.dest
+        if action.option_strings:
+            return self._get_default_metavar_for_optional(action)
+        return self._get_default_metavar_for_positional(action)
+
+    def _get_default_metavar_for_positional(self, action: argparse.Action) -> str:
+        return action.dest.upper()
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
-        short = {int: "N", float: "X", Path: "PATH"}.get(action.type)  # type: ignore[call-overload]
-        return short or action.dest.rpartition("_")[2].upper()
+        kinds = {int: "N", positive: "N", float: "X", Path: "PATH", local_folder: "PATH"}
+        return kinds.get(action.type) or action.dest.rpartition("_")[2].upper()
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
@@ -182,10 +200,13 @@ class Help(argparse.HelpFormatter):
         shown = " ".join(map(str, default)) if isinstance(default, list | tuple) else str(default).replace("%", "%%")
         return f"{text} (default {shown})"
 
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        """Paragraphs of prose are wrapped; indented lines and lists stay."""
+        """Paragraphs of prose are wrapped; indented lines, lists and examples, which are to be copied, stay."""
         return "\n\n".join(
-            part if "\n " in f"\n{part}" else "\n".join(textwrap.wrap(part, width))
+            part if "\n " in f"\n{part}" or part.startswith("example:") else "\n".join(textwrap.wrap(part, width))
             for part in text.strip().split("\n\n")
         )
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from shards.aside import write_aside
-from shards.command_line import Parser, local_folder
+from shards.command_line import Parser, add_output_flags, local_folder, tell
 from shards.dealing import deal, one_hot
 from shards.manifest import Manifest
 from shards.overrides import SPLIT_ORDER
@@ -195,14 +195,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m shards split",
         description="Split files for K folds or repeated splits, by whole groups, stratified; no tar is rewritten.",
         epilog="example: python -m shards split data/shards/DDSM --folds 5\n"
-        "         ./launch.sh train --shards data/shards/DDSM --split-file fold-0-of-5-seed-0 …",
+        "         ./launch.sh train --split-file fold-0-of-5-seed-0 …",
     )
-    parser.add_argument("folder", type=local_folder, help="a shard set")
+    parser.add_argument("folder", type=local_folder, help="shard set, a folder of this machine")
     parser.add_argument(
         "--folds", type=int, help="K: fold i tests on part i, validates on the next, trains on the rest"
     )
     parser.add_argument("--repeats", type=int, default=1, help="so many seeds from --seed on")
-    parser.add_argument("--seed", type=int, default=0, help="of the first")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first")
     parser.add_argument(
         "--shares", type=float, nargs=3, default=(0.7, 0.15, 0.15), metavar=("TRAIN", "VAL", "TEST"),
         help="of samples, without --folds",
@@ -210,12 +210,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--keep-test", action="store_true", help="the set's own test split stays the test of every file"
     )
-    parser.add_argument("--json", action="store_true", help="print the proof as JSON")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_output_flags(parser, "the proof")
     given = parser.parse_args(argv)
     options = FoldOptions(given.folds, given.repeats, given.seed, tuple(given.shares), given.keep_test)
     proofs = write_folds(given.folder, options)
-    print(json.dumps(proofs, indent=1) if given.json else describe(proofs))
-    if not given.json:
-        print(f"in {given.folder / SPLITS_FOLDER}; train on one with --split-file {next(iter(proofs))}")
+    where = f"in {given.folder / SPLITS_FOLDER}; train on one with --split-file {next(iter(proofs))}"
+    tell(given, proofs, f"{describe(proofs)}\n{where}")
     return 0

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from shards.command_line import Parser
+from shards.command_line import Parser, add_debug_flag
 from shards.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest
 from shards.storage import is_url
 from shards.words import counted
@@ -75,10 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Show what a shard set says of itself (its manifest; no tar is opened).",
         epilog="example: python -m shards info data/shards/DDSM",
     )
-    parser.add_argument("place", help="a shard set, its manifest.json, or the URL of a set")
-    parser.add_argument("--json", action="store_true", help="print the whole manifest as JSON")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("shards", help="shard set, a folder or a URL; or its manifest.json")
+    parser.add_argument("--json", action="store_true", help="print the whole manifest as one JSON document")
+    add_debug_flag(parser)
     options = parser.parse_args(argv)
-    manifest = manifest_at(options.place)
+    manifest = manifest_at(options.shards)
     print(json.dumps(manifest.model_dump(), indent=1, ensure_ascii=False) if options.json else describe(manifest))
     return 0

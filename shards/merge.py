@@ -177,9 +177,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog="example: python -m shards merge data/shards/A data/shards/B --out data/shards/AB",
     )
     parser.add_argument("folders", type=local_folder, nargs="+", help="two shard sets or more")
-    parser.add_argument("--out", type=local_folder, required=True, help="the folder to make")
-    parser.add_argument("--name", help="what the new set is called (default: the folder's name)")
-    parser.add_argument("--shard-size", default="256MB", help="about how large a tar becomes (default 256MB)")
+    parser.add_argument("--out", type=local_folder, required=True, help="where the new set goes, a folder")
+    parser.add_argument("--name", help="name of the new set (default: the folder's)")
+    parser.add_argument("--shard-size", default="256MB", help="about how large a tar becomes")
     add_output_flags(parser)
     options = parser.parse_args(argv)
     sets = [Manifest.read(folder) for folder in options.folders]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from shards.choosing import Choice
-from shards.command_line import Parser
+from shards.command_line import Parser, add_debug_flag
 from shards.plan import ORDERS, TAILS, Plan, PlanConfig, Slice, check_world, rank_places
 from shards.shardset import ShardSet
 from shards.words import counted
@@ -52,15 +52,15 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="python -m shards plan",
         description="Show who reads which sample when, and prove that an epoch is whole.",
-        epilog="example: python -m shards plan data/shards/DDSM --world 64 --epoch 3 --step 1000 --prove",
+        epilog="example: python -m shards plan data/shards/DDSM --world 64 --epoch 3 --prove",
     )
-    parser.add_argument("shards", help="folder or URL of a shard set")
-    parser.add_argument("--split", default="train", help="one of the set's")
+    parser.add_argument("shards", help="shard set, a folder or a URL")
+    parser.add_argument("--split", default="train", help="split to plan")
     parser.add_argument("--world", type=int, default=1, help="ranks")
     parser.add_argument("--epoch", type=int, default=0, help="counted from 0")
     parser.add_argument("--step", type=int, default=0, help="steps into that epoch, from its first whole batch")
-    parser.add_argument("--global-batch", type=int, default=64, help="samples a step over all ranks")
-    parser.add_argument("--seed", type=int, default=0, help="of the run")
+    parser.add_argument("--global-batch", type=int, default=64, help="images a step, all ranks")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the run")
     parser.add_argument("--order", choices=ORDERS, default="global", help="of an epoch")
     parser.add_argument("--tail", choices=TAILS, default="carry", help="what becomes of an epoch's last, short batch")
     parser.add_argument("--window", type=int, default=16, help="shards a window of the windowed order")
@@ -76,7 +76,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="draw the whole epoch for every rank and count each sample (default: up to a million samples)",
     )
     parser.add_argument("--json", action="store_true", help="print the plan and the proof as one JSON document")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_debug_flag(parser)
     return parser.parse_args(argv)
 
 

@@ -26,8 +26,10 @@ class LogLines(tqdm):  # type: ignore[misc]  # tqdm has no types
         super().close()
 
 
-def progress(total: int, what: str, unit: str, *, already: int = 0, quiet: bool = False) -> Any:
-    """A progress bar on standard error for `total` units, `already` of them done; use as tqdm's, with `update`."""
+def progress(total: int | None, what: str, unit: str, *, already: int = 0, quiet: bool = False) -> Any:
+    """A progress bar on standard error for `total` units (None: not known), `already` of them done; use as tqdm's, with
+    `update`.
+    """
     options: dict[str, Any] = {"total": total, "initial": already, "desc": what, "unit": unit, "disable": quiet}
     if sys.stderr.isatty():
         return tqdm(**options, file=sys.stderr, smoothing=0.1)

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=local_folder, help="a shard set, or a folder of .tar files")
     parser.add_argument("--private", type=Path, help="the set's private folder (default: NAME.private beside it)")
     parser.add_argument("--classes", help="foreign tars: class names, separated by commas (default: the labels)")
-    parser.add_argument("--split", default="train", help="foreign tars not called train*, val*, test* (default train)")
+    parser.add_argument("--split", default="train", help="split of foreign tars not called train*, val*, test*")
     add_output_flags(parser)
     options = parser.parse_args(argv)
     folder = options.folder

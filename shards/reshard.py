@@ -1,6 +1,6 @@
 """Write a set again with shards of another size. Keys, sample ids, order and pixels stay; only the cuts move.
 
-python -m shards reshard data/shards/DDSM data/shards/DDSM-512 --shard-size 512MB
+python -m shards reshard data/shards/DDSM data/shards/DDSM-1GB
 """
 
 import mmap
@@ -171,11 +171,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(
         prog="python -m shards reshard",
         description="Write a set again with shards of another size; keys, sample ids, order and bytes of images stay.",
-        epilog="example: python -m shards reshard data/shards/DDSM data/shards/DDSM-512 --shard-size 512MB",
+        epilog="example: python -m shards reshard data/shards/DDSM data/shards/DDSM-1GB",
     )
-    parser.add_argument("folder", type=local_folder, help="a shard set")
-    parser.add_argument("out", type=local_folder, help="the folder to make")
-    parser.add_argument("--shard-size", default="256MB", help="about how large a tar becomes (default 256MB)")
+    parser.add_argument("folder", type=local_folder, help="shard set, a folder of this machine")
+    parser.add_argument("out", type=local_folder, help="where the new set goes, a folder")
+    parser.add_argument("--shard-size", default="256MB", help="about how large a tar becomes")
     add_output_flags(parser)
     options = parser.parse_args(argv)
     size = parse_size(options.shard_size)

@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
 
 from shards.aside import aside
-from shards.command_line import Parser, called
+from shards.command_line import Parser, add_output_flags, called, tell
 from shards.decoding import stored_image
 from shards.histograms import (
     MAX_IMAGES,
@@ -237,16 +237,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(
         prog=called("sheet"),
         description="Draw example images by class and split, sizes, intensities, class balance, what the splits share.",
-        epilog="example: python -m shards sheet data/shards/DDSM --out DDSM.png",
+        epilog=f"example: {called('sheet')} data/shards/DDSM --out DDSM.png",
     )
-    parser.add_argument("folder", help="a shard set, with its manifest.json: a folder or a URL")
-    parser.add_argument("--out", type=Path, help="the picture to write (default: NAME.png in this folder)")
-    parser.add_argument("--view", help="a label view of the manifest (default: its own choice)")
-    parser.add_argument("--seed", type=int, default=0, help="which examples are drawn (default 0)")
+    parser.add_argument("shards", help="shard set, a folder or a URL")
+    parser.add_argument("--out", type=Path, help="where the picture goes (default NAME.png in this folder)")
+    parser.add_argument("--view", help="label view of the manifest (default: its own choice)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the choice of examples")
     parser.add_argument("--cache", type=Path, help="folder for what is fetched from a URL, or unpacked of a .tar.zst")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_output_flags(parser)
     options = parser.parse_args(argv)
-    shard_set = ShardSet(options.folder, view=options.view, cache=options.cache)
+    shard_set = ShardSet(options.shards, view=options.view, cache=options.cache)
     out = write_sheet(shard_set, options.out or Path(f"{shard_set.manifest.name}.png"), seed=options.seed)
-    print(f"wrote {out}")
+    tell(options, {"out": str(out)}, f"wrote {out}")
     return 0

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from shards.aside import aside
-from shards.command_line import Parser, local_folder
+from shards.command_line import Parser, add_output_flags, local_folder, tell
 from shards.decoding import decode
 from shards.draws import DrawKeys
 from shards.executors import choose_executor, make_executor
@@ -209,21 +209,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         "the drawn parameters; coloured frames on the stored image are the windows that were cut.",
         epilog="example: python -m shards view data/shards/DDSM --preset study --executor both",
     )
-    parser.add_argument("folder", type=local_folder, help="a shard set, with its manifest.json")
-    parser.add_argument("--preset", choices=list(PRESETS), default="light", help="the augmentation (default light)")
+    parser.add_argument("folder", type=local_folder, help="shard set, a folder of this machine")
+    parser.add_argument("--preset", choices=list(PRESETS), default="light", help="augmentation")
     parser.add_argument("--operators", help="JSON as the trainer's --train-operators, in place of the preset")
-    parser.add_argument("--split", default="train", help="which split (default train)")
-    parser.add_argument("--samples", type=int, default=6, help="rows: samples, classes in turn (default 6)")
-    parser.add_argument("--versions", type=int, default=5, help="columns: epochs 0, 1, … (default 5)")
-    parser.add_argument("--seed", type=int, default=0, help="of the run, and of the choice of samples (default 0)")
-    parser.add_argument("--size", type=int, default=224, help="height and width that the model gets, pixels")
+    parser.add_argument("--split", default="train", help="split to look at")
+    parser.add_argument("--samples", type=int, default=6, help="rows: samples, classes in turn")
+    parser.add_argument("--versions", type=int, default=5, help="columns: epochs 0, 1, …")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the run, and of the choice of samples")
+    parser.add_argument("--image-size", dest="size", type=int, default=224, help="side of the square input, pixels")
     parser.add_argument(
         "--executor", choices=list(EXECUTORS), default="host", help="who makes the pixels; both: side by side"
     )
     parser.add_argument("--display-window", help="16 bits, as the trainer's: center,width, or three such pairs")
-    parser.add_argument("--view", help="a label view of the manifest (default: its own choice)")
-    parser.add_argument("--out", type=Path, help="the picture to write (default: NAME-PRESET.png in this folder)")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--view", help="label view of the manifest (default: its own choice)")
+    parser.add_argument("--out", type=Path, help="where the picture goes (default NAME-PRESET.png in this folder)")
+    add_output_flags(parser)
     o = parser.parse_args(argv)
     shard_set = ShardSet(o.folder, view=o.view)
     window = window_of(numbers("--display-window", o.display_window)) if o.display_window is not None else None
@@ -236,5 +236,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         },
         window=window,
     )
-    print(f"wrote {out}")
+    tell(o, {"out": str(out)}, f"wrote {out}")
     return 0

@@ -65,8 +65,9 @@ def make_run(
 def arguments(run: Path, *flags: str, script: str = "knn") -> Namespace:
     """What a script's own command line makes of these flags, in small batches."""
     made = importlib.import_module(f"analysis.{script}").command_line()
-    small = ["--minibatch", "8"] if script == "cka" else []
-    return made.parse_args([str(run), "--batch", "8", "--threads", "1", *small, *flags])
+    small = [] if script == "l2" else ["--batch", "8", "--threads", "1"]
+    small += ["--minibatch", "8"] if script == "cka" else []
+    return made.parse_args([str(run), *small, *flags])
 
 
 def result(run: Path, name: str) -> dict[str, Any]:

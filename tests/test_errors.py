@@ -1,5 +1,7 @@
 """How scripts end: a line for what the system refuses. Run: pytest tests/test_errors.py"""
 
+from shards.script import run_cli
+
 import errno
 import os
 import subprocess
@@ -9,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards.errors import NEXT_STEPS, first_line, in_words, run_cli
+from shards.errors import NEXT_STEPS, first_line, in_words
 
 ROOT = Path(__file__).resolve().parents[1]
 

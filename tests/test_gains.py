@@ -82,6 +82,7 @@ def study(tmp_path_factory: pytest.TempPathFactory, sets: list[Path]) -> Path:
 
 def arguments(study: Path, **options: Any) -> Namespace:
     made = {"runs": [study], "studies": study.parent / "out", "out": None, "draws": 60, "seed": 0, "fid": None}
+    made |= {"json": False, "quiet": False}
     return Namespace(**made | options)
 
 
@@ -213,7 +214,7 @@ def test_curves_by_depth_and_by_data(sets, tmp_path, capsys):
     runs += [finished_run(tmp_path / f"st-{seed}", sets[0], "st", seed, 0.1) for seed in (0, 1)]
     runs += [finished_run(tmp_path / "until", sets[0], "st", 0, 1.0, wt_until="layer1.0")]
     runs += [finished_run(tmp_path / "until-3", sets[0], "st", 0, 2.0, wt_until="5")]
-    curves.main(Namespace(runs=runs, studies=tmp_path, out=tmp_path / "out", draws=50, seed=0))
+    curves.main(Namespace(runs=runs, studies=tmp_path, out=tmp_path / "out", draws=50, seed=0, json=False, quiet=False))
     found = json.loads((tmp_path / "out" / "curves.json").read_text())
     depth, data = found["curves"]
     points = depth["series"]["WT up to n, ST beyond"]
@@ -226,4 +227,6 @@ def test_curves_by_depth_and_by_data(sets, tmp_path, capsys):
     assert [float(row["mean"]) for row in rows[:4]] == [point["mean"] for point in points]
     ElementTree.parse(tmp_path / "out" / "curves.svg")
     with pytest.raises(ValueError, match="these runs give no curve: by depth wants st runs of several wt_until"):
-        curves.main(Namespace(runs=runs[:2], studies=tmp_path, out=tmp_path / "none", draws=5, seed=0))
+        curves.main(
+            Namespace(runs=runs[:2], studies=tmp_path, out=tmp_path / "none", draws=5, seed=0, json=False, quiet=False)
+        )

@@ -149,14 +149,16 @@ def test_page_is_for_light_and_dark(document):
 
 def test_script_writes_page_and_csv(runs, tmp_path, capsys):
     out = tmp_path / "made" / "both.html"
-    report.main(Namespace(runs=runs, out=out, shards=None, model=None, studies=tmp_path))
+    report.main(Namespace(runs=runs, out=out, shards=None, model=None, studies=tmp_path, json=False, quiet=False))
     rows = list(csv.DictReader(out.with_suffix(".csv").read_text().splitlines()))
     lost = [row for row in rows if row["run"] == "first-wt" and row["what"] == "reinit"]
     assert [row["layer"] for row in lost] == LAYERS
     assert float(lost[0]["value"]) == pytest.approx(0.31)
     assert str(out) in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"name a file that ends in \.html"):
-        report.main(Namespace(runs=runs, out=tmp_path, shards=None, model=None, studies=tmp_path))
+        report.main(
+            Namespace(runs=runs, out=tmp_path, shards=None, model=None, studies=tmp_path, json=False, quiet=False)
+        )
 
 
 def test_run_without_analyses_or_shards_still_has_a_page(tiny_set, tmp_path):

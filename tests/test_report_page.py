@@ -47,6 +47,7 @@ def study(tmp_path_factory: pytest.TempPathFactory, tiny_set: Path) -> Path:
 @pytest.fixture(scope="module")
 def page(study: Path) -> Path:
     args = {"runs": [study], "studies": study.parent / "out", "out": None, "shards": None, "model": None}
+    args |= {"json": False, "quiet": False}
     report.main(Namespace(**args))
     return study.parent / "out" / "s" / "report.html"
 
@@ -85,6 +86,7 @@ def test_the_same_numbers_lie_beside_it(page):
 def test_tensorboard_gets_the_curves_once(study, page):
     for _ in range(2):
         args = {"runs": [study], "studies": study.parent / "out", "out": None, "shards": None, "model": None}
+        args |= {"json": False, "quiet": False}
         report.main(Namespace(**args))
     folders = list((study.parent / "out" / "s").glob("*/tensorboard/analysis"))
     assert len(folders) == 1  # the median run of wt, which alone has analyses

@@ -72,7 +72,11 @@ def page(tmp_path_factory: pytest.TempPathFactory, tiny_set: Path) -> Path:
         for seed in (0, 1):
             finished_run(root / "out" / "s" / f"{start}-{seed}", tiny_set, start, seed, right)
     out = root / "report.html"
-    report.main(Namespace(runs=[root / "s.toml"], studies=root / "out", out=out, shards=None, model=None))
+    report.main(
+        Namespace(
+            runs=[root / "s.toml"], studies=root / "out", out=out, shards=None, model=None, json=False, quiet=False
+        )
+    )
     return out
 
 

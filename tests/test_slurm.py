@@ -3,6 +3,8 @@
 The slow tests start munged, slurmctld and slurmd on loopback, as root: apt-get install slurm-wlm munge.
 """
 
+from shards.script import run_cli
+
 import json
 import os
 import shutil
@@ -17,7 +19,6 @@ from pathlib import Path
 import pytest
 from trainings import FAST, losses
 
-from shards.errors import run_cli
 from train import study
 from train.sbatch import main, parse_args, script_of
 

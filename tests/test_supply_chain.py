@@ -254,5 +254,5 @@ def test_texts_of_a_run_are_no_code_in_its_report(make_set: Callable[..., ShardS
     for path in [*(run / "analysis").glob("*.json"), run / "results.json"]:
         path.write_text(json.dumps(poisoned(json.loads(path.read_text()))))
     page = tmp_path / "report.html"
-    report.main(Namespace(runs=[run], studies=tmp_path, out=page, shards=None, model=None))
+    report.main(Namespace(runs=[run], studies=tmp_path, out=page, shards=None, model=None, json=False, quiet=False))
     assert EVIL not in page.read_text() and "&lt;script&gt;" in page.read_text()

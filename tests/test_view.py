@@ -76,7 +76,7 @@ def test_samples_take_classes_in_turn_and_follow_the_seed(tiny_set: Path) -> Non
 
 
 def test_the_command_writes_the_same_picture_twice(tiny_set: Path, tmp_path: Path) -> None:
-    asked = [str(tiny_set), "--preset", "full", "--samples", "2", "--versions", "2", "--size", "48", "--out"]
+    asked = [str(tiny_set), "--preset", "full", "--samples", "2", "--versions", "2", "--image-size", "48", "--out"]
     for name in ("a.png", "b.png"):
         assert main([*asked, str(tmp_path / name)]) == 0
     assert cv2.imread(str(tmp_path / "a.png")).shape[1] == 770
@@ -105,7 +105,7 @@ def test_one_channel_and_several_labels(make_set: MakeSet, tmp_path: Path) -> No
         (["--out", "x.gif"], r"x\.gif: a view is written as \.png"),
         (["--samples", "0"], "--samples is 0; give 1 to 64"),
         (["--versions", "65"], "--versions is 65; give 1 to 64"),
-        (["--size", "-3"], "train_transform: size is -3; give one or two whole numbers"),
+        (["--image-size", "-3"], "train_transform: size is -3; give one or two whole numbers"),
         (["--split", "trian"], "split 'trian' does not exist in tiny; it has train, val, test"),
     ],
 )

@@ -125,7 +125,7 @@ class Training(Section):
 
     epochs: Annotated[int, Field(ge=1)] = Field(default=10, description="epochs")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
-        default=0, description="of the order, the crops, the start, dropout"
+        default=0, description="seed of order, crops, start and dropout"
     )
     val_every: Positive = Field(default=1.0, description="epochs between validations, fractions allowed")
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="single-label sets")
@@ -154,9 +154,9 @@ class Training(Section):
     )
     log_every: Annotated[int, Field(ge=1)] = Field(default=10, description="steps between lines of the log")
     tensorboard: bool = Field(default=True, description="write scalars for TensorBoard")
-    out: str = Field(default="runs", description="folder of the run directories")
+    out: str = Field(default="runs", description="where the run directories go")
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._+-]{1,120}$")] | None = Field(
-        default=None, description="name of the run directory; none: set-model-start-seed"
+        default=None, description="name of the run; none: set-model-start-seed"
     )
 
 

@@ -41,7 +41,7 @@ class Data(Section):
     """Which images, and how they are cut and fed."""
 
     shards: str | None = Field(
-        default=None, description="folder or URL of the shard set; none: the only set under data/shards"
+        default=None, description="shard set, a folder or a URL; none: the only one under data/shards"
     )
     cache: str | None = Field(default=None, description="folder for shards fetched from a URL, shared by runs")
     cache_limit: str | None = Field(default=None, description="most bytes in it, such as 200GB; none: no limit")

@@ -6,6 +6,8 @@ Reads the machine, writes nothing. A ✓ is good, a ! works but costs something,
 any ✗.
 """
 
+from shards.script import run_cli  # no such module? source .venv/bin/activate
+
 import argparse
 import importlib
 import json
@@ -22,8 +24,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from shards.command_line import Parser
-from shards.errors import run_cli
+from shards.command_line import Parser, add_debug_flag
 
 GIB = 1024**3
 SSH_SECONDS = 30
@@ -50,10 +51,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description="What this machine has, and what to do where something is amiss.",
         epilog="example: ./launch.sh doctor --out /scratch/runs --hostfile hosts",
     )
-    parser.add_argument("--out", type=Path, default=Path("runs"), help="where runs will be written")
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="where the runs will go")
     parser.add_argument("--hostfile", type=Path, default=os.environ.get("HOSTFILE"), help="nodes, a line each")
-    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
-    parser.add_argument("--debug", action="store_true", help="traceback on errors")
+    parser.add_argument("--json", action="store_true", help="print the findings as one JSON document")
+    add_debug_flag(parser)
     return parser.parse_args(argv)
 
 

@@ -15,17 +15,18 @@ from train import config as configs
 DEEPSPEED_FLAGS = ("global_batch", "micro_batch", "precision", "zero_stage", "offload", "gradient_clipping")
 ABOUT = """Train a timm model on a shard set.
 
-    ./launch.sh train --shards data/shards/DDSM --model resnet50.tv_in1k --start wt --name ddsm
+    ./launch.sh train --shards data/shards/DDSM --model resnet50.tv_in1k
     ./launch.sh train --resume runs/ddsm
     RANKS=2 ./launch.sh train --config mine.toml --lr 3e-4"""
-MORE = """--help-all shows every flag. --config FILE (JSON or TOML, or the config.json of a run) lies under them. Exit
-codes: 0 done, 1 a failure, 2 a mistake that one line names, 75 stopped by a signal with a checkpoint (--resume goes
-on)."""
+MORE = """Exit codes: 0 done, 1 a failure, 2 a mistake that one line names, 75 stopped by a signal with a checkpoint
+(--resume goes on)."""
 # What --help shows; --help-all shows the rest, too.
-RARE = {"study_exact", "stop_after_steps", "ds_config", "micro_batch", "offload", "gradient_clipping"}
+RARE = {
+    "params", "study_exact", "print_config", "stop_after_steps", "split", "ds_config", "micro_batch", "precision",
+    "zero_stage", "offload", "gradient_clipping",
+}  # fmt: skip
 COMMON = {
-    "shards", "view", "image_size", "preset", "fraction", "threads", "model", "start", "weights", "optimizer", "lr",
-    "schedule", "epochs", "seed", "name", "out",
+    "shards", "image_size", "preset", "model", "start", "weights", "optimizer", "lr", "epochs", "seed", "name", "out",
 }  # fmt: skip
 
 
@@ -58,18 +59,18 @@ def parser() -> Parser:
     """All flags: what to do, DeepSpeed's, and one a field of the config; `--help` shows the common ones."""
     out = Parser(
         prog="train/run.py", usage="./launch.sh train [flags]", description=ABOUT, epilog=MORE, add_help=False,
-        rare={"help_all", *RARE, *(name for name in configs.fields() if name not in COMMON)},
+        rare={*RARE, *(name for name in configs.fields() if name not in COMMON)},
     )  # fmt: skip
     does = out.add_argument_group("what to do")
-    does.add_argument("--config", metavar="FILE", help="JSON or TOML with the sections below; flags win over it")
+    does.add_argument("--config", metavar="FILE", help="JSON, TOML, or a run's config.json; flags win")
     does.add_argument("--params", metavar="FILE", help="params.json of the published study; flags win over it")
     does.add_argument(
         "--study-exact", action="store_true", help="with --params: the study's own behaviour where ours mends it"
     )
     does.add_argument("--print-config", action="store_true", help="print the checked config as JSON and stop")
-    does.add_argument("--resume", metavar="RUN", help="go on with a run directory from its newest whole checkpoint")
+    does.add_argument("--resume", metavar="RUN", help="go on from a run's newest whole checkpoint")
     does.add_argument("--stop-after-steps", type=int, metavar="K", help="stop, with a checkpoint, after K steps in all")
-    does.add_argument("--test", metavar="RUN", help="score a run or a weights file on a test split, and stop")
+    does.add_argument("--test", metavar="RUN", help="score a run or weights on a split, and stop")
     does.add_argument(
         "--lr-finder",
         nargs="?",
@@ -77,12 +78,12 @@ def parser() -> Parser:
         metavar="grid|range",
         help="look for a learning rate, and stop",
     )
-    does.add_argument("--split", default="test", help="with --test: the split (default test)")
-    does.add_argument("--debug", action="store_true", help="tracebacks instead of one line")
+    does.add_argument("--split", default="test", help="split for --test (default test)")
+    command_line.add_debug_flag(does)
     does.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # the launcher's
     speed = out.add_argument_group("ds_config.json (flags change this run's copy)")
     speed.add_argument("--ds-config", metavar="FILE", help="another ds_config.json")
-    speed.add_argument("--global-batch", type=int, metavar="N", help="train_batch_size: images a step, all ranks")
+    speed.add_argument("--global-batch", type=int, metavar="N", help="images a step, all ranks (train_batch_size)")
     speed.add_argument(
         "--micro-batch", type=int, metavar="N", help="images a forward pass; none: the rank's whole part"
     )
@@ -135,7 +136,7 @@ def parse_args(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]
     command_line.complete(arguments)
     if {"--help", "-h", "--help-all"} & set(argv):
         if os.environ.get("RANK", "0") == "0":
-            print(arguments.whole_help() if "--help-all" in argv else arguments.format_help())
+            print(arguments.whole_help() if "--help-all" in argv else arguments.format_help(), end="")
         sys.exit(0)
     known, unknown = arguments.parse_known_args(argv)
     if unknown:

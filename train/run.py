@@ -10,6 +10,8 @@ Reads a shard set and ds_config.json; writes runs/NAME (see train/rundir.py). Ev
 a checkpoint (--resume goes on).
 """
 
+from shards.script import run_cli  # no such module? source .venv/bin/activate
+
 import argparse
 import base64
 import json
@@ -21,7 +23,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from shards.errors import run_cli
 from shards.plan import check_world
 from shards.shardset import ShardSet
 from shards.storage import is_url

@@ -8,6 +8,8 @@ Writes OUT/NAME.sbatch and hands it to sbatch; the job's words go to OUT/NAME.sl
 mistake that one line names.
 """
 
+from shards.script import run_cli  # no such module? source .venv/bin/activate
+
 import argparse
 import re
 import shlex
@@ -18,8 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shards.aside import write_aside
-from shards.command_line import Parser
-from shards.errors import run_cli
+from shards.command_line import Parser, add_debug_flag
 from shards.fetching import shown_place
 from shards.plan import check_world
 from train.data_config import shares
@@ -58,27 +59,27 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser(
         prog="./launch.sh sbatch",
         description="Submit a training to Slurm. It is requeued, and goes on, when it is preempted or its time is up.",
-        epilog="example: ./launch.sh sbatch --nodes 2 --gpus-per-node 8 --time 24:00:00 -- --shards data/shards/DDSM",
+        epilog="example: ./launch.sh sbatch --gpus-per-node 8 -- --shards data/shards/DDSM",
     )
     parser.add_argument("--nodes", type=int, default=1, help="machines")
-    parser.add_argument("--gpus-per-node", type=int, metavar="N", help="ranks on each; none: ranks on the CPU")
+    parser.add_argument("--gpus-per-node", type=int, metavar="N", help="ranks on each machine; none: ranks on the CPU")
     parser.add_argument(
         "--ranks-per-node", type=int, default=1, metavar="N", help="without GPUs: ranks on each machine"
     )
     parser.add_argument("--cpus-per-task", type=int, metavar="N", help="cores on each machine")
-    parser.add_argument("--time", metavar="D-HH:MM:SS", help="after which Slurm stops the job; it is requeued")
-    parser.add_argument("--partition", help="of the cluster")
-    parser.add_argument("--account", help="that pays")
-    parser.add_argument("--qos", help="quality of service")
+    parser.add_argument("--time", metavar="D-HH:MM:SS", help="longest time, then Slurm stops the job; it is requeued")
+    parser.add_argument("--partition", help="partition of the cluster")
+    parser.add_argument("--account", help="account that pays")
+    parser.add_argument("--qos", help="quality of service that the job asks for")
     parser.add_argument("--mem", help="memory of each machine, as in 64G")
     parser.add_argument("--constraint", help="features the machines must have")
     parser.add_argument("--nodelist", help="the machines by name")
     parser.add_argument(
         "--option", action="append", default=[], metavar="'--flag=value'", help="another one of sbatch's"
     )
-    parser.add_argument("--warn-seconds", type=int, default=180, help="before the end, for the last checkpoint")
+    parser.add_argument("--warn-seconds", type=int, default=180, help="seconds before the end, for the last checkpoint")
     parser.add_argument("--dry-run", action="store_true", help="show the script and stop")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_debug_flag(parser)
     given = list(sys.argv[1:] if argv is None else argv)
     cut = given.index("--") if "--" in given else len(given)
     trainers = {option for action in trainer_parser()._actions for option in action.option_strings}

@@ -10,6 +10,8 @@ them. The same command again does only what is missing.
 Exit codes: 0 all is done, 1 some runs failed, 75 stopped (Ctrl-C, a signal to a run): the same command goes on.
 """
 
+from shards.script import run_cli  # no such module? source .venv/bin/activate
+
 import argparse
 import itertools
 import json
@@ -26,8 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from shards.aside import write_aside
-from shards.command_line import Parser
-from shards.errors import run_cli
+from shards.command_line import Parser, add_debug_flag, positive
 from shards.fetching import shown_place
 from train import config as configs
 from train.config_file import nearest
@@ -283,23 +284,21 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         epilog="example: python train/study.py examples/studies/figure.toml --parallel 2",
     )
     parser.add_argument("study", type=Path, help="TOML file with name, [base] and [grid]")
-    parser.add_argument("--out", type=Path, default=Path("runs/studies"), help="the runs go below OUT/NAME")
+    parser.add_argument("--out", type=Path, default=Path("runs/studies"), help="where the runs go: OUT/NAME")
     parser.add_argument("--on", choices=("here", "slurm", "local"), default="here", help="local: submitit's processes")
-    parser.add_argument("--parallel", type=int, default=1, help="with --on here: runs at a time")
+    parser.add_argument("--parallel", type=positive, default=1, help="with --on here: runs at a time")
     parser.add_argument(
         "--slurm", nargs="*", default=[], metavar="KEY=VALUE", help="timeout_min, mem_gb, … and sbatch's"
     )
-    parser.add_argument("--tries", type=int, default=2, help="of a run that fails")
+    parser.add_argument("--tries", type=positive, default=2, help="of a run that fails")
     parser.add_argument("--show", action="store_true", help="the table alone: run nothing")
-    parser.add_argument("--json", action="store_true", help="the table as JSON")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--json", action="store_true", help="print the table as one JSON document")
+    add_debug_flag(parser)
     return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> int:
     """Run, write, tell; 1 where runs failed."""
-    if args.parallel < 1 or args.tries < 1:
-        raise ValueError(f"--parallel {args.parallel}, --tries {args.tries}: give 1 or more")
     study = read(args.study, args.out.absolute(), [str(ROOT / "launch.sh"), "train"])
     failed = _failed_before(study)
     if not args.show:

@@ -1,0 +1,82 @@
+"""The first import of every script: how it is interrupted while the others are still imported, and how it ends.
+
+    from shards.script import run_cli  # no such module? source .venv/bin/activate
+
+Importing torch takes seconds. Python would answer Ctrl-C in them with a traceback out of somebody else's code; as
+nothing has begun, a script ends there as any program does, by the signal. ruff keeps this import above all others.
+"""
+
+import select
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NoReturn
+
+from shards.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_NOT_READ,
+    EXIT_USER_ERROR,
+    flush_output,
+    in_words,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = ("prep", "shards", "train", "analysis")
+
+
+def run_cli(main: Callable[[], int | None], *, debug: bool = False) -> NoReturn:
+    """Run `main` and leave the process with its exit code.
+
+    A ValueError or OSError is the user's to mend: its text goes to standard error in one line, exit code 2. Ctrl-C
+    exits with 130 and says how to go on. Who reads our output may stop (`… | head`): not a word, 141. Everything else
+    is ours and keeps its traceback.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        code = main() or 0
+    except (ValueError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():  # a broken pipe to a process of ours is an error
+            flush_output()
+            sys.exit(EXIT_NOT_READ)
+        if debug:
+            traceback.print_exc()
+        print("error: " + " ".join(in_words(error).split()), file=sys.stderr)
+        code = EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("\nstopped; run the same command to go on", file=sys.stderr)
+        code = EXIT_INTERRUPTED
+    sys.exit(code if flush_output() else EXIT_NOT_READ)
+
+
+def _nobody_reads() -> bool:
+    if sys.stdout is None:
+        return False
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), select.POLLOUT)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
+
+
+def _is_running() -> bool:
+    """Whether this process is a script of ours, not a notebook or a test that imports one."""
+    file = getattr(sys.modules["__main__"], "__file__", None)
+    return file is not None and Path(file).resolve().parent in [ROOT / room for room in ROOMS]
+
+
+def _begin() -> None:
+    if find_spec("numpy") is None:
+        print(
+            f"error: {sys.executable} has none of the packages: ./launch.sh setup makes an environment that has, and "
+            "source .venv/bin/activate enters it",
+            file=sys.stderr,
+        )
+        sys.exit(EXIT_USER_ERROR)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as of nohup
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+if _is_running():
+    _begin()
