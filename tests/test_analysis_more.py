@@ -164,8 +164,8 @@ REFUSED: dict[str, tuple[Callable[[Namespace], None], str, tuple[str, ...], str]
     "attention of a net": (attention.main, "attention", (), "has no blocks with attention over all patches"),
     "split": (dimension.main, "dimension", ("--split", "tests"), "split 'tests' does not exist in tiny; it has train"),
     "layer": (
-        embeddings.main,
-        "embeddings",
+        dimension.main,
+        "dimension",
         ("--layers", "blocks.55.3"),
         r"unknown layer 'blocks.55.3'; nearest: blocks",
     ),

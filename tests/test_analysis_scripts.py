@@ -113,7 +113,7 @@ def test_weights_file_and_deepspeed_checkpoint_are_runs_too(run, tiny_set, tmp_p
 REFUSED: dict[str, tuple[Callable[[Namespace], None], tuple[str, ...], str]] = {
     "split": (knn.main, ("--split", "tests"), r"split 'tests' does not exist in tiny; it has train, val, test"),
     "layer": (knn.main, ("--layers", "blocks.55.3"), r"unknown layer 'blocks.55.3'; nearest: blocks\.5\.3"),
-    "k": (knn.main, ("--k", "0", "--force"), r"k must be at least 1"),
+    "T": (knn.main, ("--temperature", "0", "--force"), r"temperature above 0, got k=\d+, temperature=0"),
     "banks": (knn.main, ("--banks", "nowhere"), r"nowhere holds no bank of this question: there is none"),
     "probe on its own bank": (probe.main, ("--split", "train"), r"fitted on train says nothing of train"),
     "strength": (probe.main, ("--strength", "-1", "--layers", "stem"), r"must be above 0, got \[-1"),
