@@ -12,7 +12,7 @@ from analysis.charts import Panel, Series, lines
 from analysis.cka import maps, pairs
 from analysis.report_data import KNOWN, Entry, Report
 from analysis.report_style import chart, details, heading, html_table
-from analysis.report_words import as_float, card, metric_name, named, pill
+from analysis.report_words import as_float, card, metric_name, named, pill, target_names
 
 MOST_POINTS = 3000  # of a map in a page
 MEASURES = (
@@ -106,7 +106,7 @@ FIGURES: dict[str, tuple[str, str, Callable[[Entry, Any], str]]] = {
 
 
 def _by_layer(layers: Sequence[str], entries: Sequence[Entry], peers: Sequence[Entry]) -> str:
-    target = metric_name(entries[0].target)
+    target = target_names(entries)
     units = {
         "knn": f"k-NN {target}; dashed: at the start",
         "probe": f"{target} of a linear probe; dashed: at the start",
@@ -143,16 +143,18 @@ def _line(entry: Entry, layers: Sequence[str], measure: str, dashed: bool = Fals
 
 def _luck_told(entries: Sequence[Entry]) -> str:
     """How wide the luck of the test images is, beside which a loss or a gain by layer is read."""
-    spans = []
+    spans, several = [], len({entry.target for entry in entries}) > 1
     for entry in entries:
         if entry.target and (entry.results.get("test") or {}).get(entry.target) is not None:
             _, low, high = entry.test_interval(entry.target)
             if not isnan(low):
-                spans.append(f"{escape(entry.name)} {low:.3f} to {high:.3f}")
+                metric = f"{metric_name(entry.target)} " if several else ""
+                spans.append(f"{escape(entry.name)} {escape(metric)}{low:.3f} to {high:.3f}")
     if not spans:
         return ""
+    score = "scores" if several else f"a {escape(target_names(entries))}"
     return (
-        f" The luck of the test images alone gives the whole model a {escape(metric_name(entries[0].target))} of "
+        f" The luck of the test images alone gives the whole model {score} of "
         f"{', '.join(spans)} (95 %): smaller steps between layers say little."
     )
 

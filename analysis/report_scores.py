@@ -11,7 +11,17 @@ from analysis.charts import Panel, Series, heat_map, lines
 from analysis.report_cases import worst_cases
 from analysis.report_data import Entry
 from analysis.report_style import chart, details, heading, html_table
-from analysis.report_words import as_float, card, grid, metric_name, named, rounded, with_interval
+from analysis.report_words import (
+    as_float,
+    card,
+    grid,
+    metric_name,
+    named,
+    rounded,
+    set_name,
+    target_names,
+    with_interval,
+)
 from shards.words import counted
 from train.metrics import Task, confusion_matrix
 
@@ -43,7 +53,7 @@ def _untested(entries: Sequence[Entry]) -> str:
 
 
 def metrics_table(tested: Sequence[Entry]) -> str:
-    """A row a metric, a column a run; the target metric marked."""
+    """A row a metric, a column a run; the target metrics marked."""
     names = [name for name in dict.fromkeys(n for entry in tested for n in entry.results["test"]) if name != "samples"]
     rows = [
         [escape(metric_name(name)), *(with_interval(*entry.test_interval(name)) for entry in tested)] for name in names
@@ -53,24 +63,33 @@ def metrics_table(tested: Sequence[Entry]) -> str:
         for name in ("brier", "ece")
         if np.isfinite(values := [as_float(entry.calibration.get(name)) for entry in tested]).any()
     ]
-    target = names.index(tested[0].target) if tested[0].target in names else None
-    images = int(as_float(tested[0].results["test"].get("samples") or 0))
-    groups = (tested[0].results.get("test_details") or {}).get("groups")
-    of = f" of {counted(groups, 'group')}" if groups else ""
-    note = f"<p class=eyebrow>{counted(images, 'test image')}{of}</p>" if images else ""
-    table = html_table(["metric", *map(named, tested)], rows, marked=target)
+    targets = {names.index(entry.target) for entry in tested if entry.target in names}
+    table = html_table(["metric", *map(named, tested)], rows, marked=targets)
     why = "<p class=hint>–: undefined on these test images, as where a class has none, or not worked out.</p>"
-    return note + table + (why if any("–" in cell for row in rows for cell in row[1:]) else "")
+    return _tested_on(tested) + table + (why if any("–" in cell for row in rows for cell in row[1:]) else "")
+
+
+def _tested_on(tested: Sequence[Entry]) -> str:
+    """How many test images, of how many groups; by set where there are several."""
+    told: dict[str, str] = {}
+    for entry in tested:
+        groups = (entry.results.get("test_details") or {}).get("groups")
+        if images := int(as_float(entry.results["test"].get("samples") or 0)):
+            of = f" of {counted(groups, 'group')}" if groups else ""
+            told[set_name(entry)] = f"{counted(images, 'test image')}{of}"
+    words = [f"{name}: {words}" for name, words in told.items()] if len(told) > 1 else list(told.values())
+    return f"<p class=eyebrow>{escape(' · '.join(words))}</p>" if words else ""
 
 
 def learning_curves(entries: Sequence[Entry]) -> str:
-    """Training loss, validation loss and target metric over epochs; empty without records."""
-    target, found = entries[0].target or "", [learning_records(entry) for entry in entries]
+    """Training loss, validation loss and target metrics over epochs; empty without records."""
+    targets = dict.fromkeys(entry.target for entry in entries if entry.target)
+    found = [learning_records(entry) for entry in entries]
     panels = []
     for kind, field, title in (
         ("train", "loss", "Training loss"),
         ("val", "loss", "Validation loss"),
-        ("val", target, f"Validation {metric_name(target)}"),
+        *(("val", target, f"Validation {metric_name(target)}") for target in targets),
     ):
         series = []
         for entry, records in zip(entries, found, strict=True):
@@ -83,12 +102,17 @@ def learning_curves(entries: Sequence[Entry]) -> str:
     if not panels:
         return ""
     rows = [
-        [escape(entry.name), f"{row['epoch']:.2f}", rounded(as_float(row["loss"])), rounded(as_float(row.get(target)))]
+        [
+            escape(entry.name),
+            f"{row['epoch']:.2f}",
+            rounded(as_float(row["loss"])),
+            rounded(as_float(row.get(entry.target or ""))),
+        ]
         for entry, records in zip(entries, found, strict=True)
         for row in records["val"]
     ]
     key = legend([(entry.name, entry.place, 0) for entry in entries])
-    table = html_table(["run", "epoch", "validation loss", f"validation {metric_name(target)}"], rows)
+    table = html_table(["run", "epoch", "validation loss", f"validation {target_names(entries)}"], rows)
     return key + chart(lines(panels, x_title="epoch", width=520)) + details("The values", table)
 
 

@@ -22,17 +22,18 @@ TILE_PIXELS = 112
 def data(entries: Sequence[Entry]) -> str:
     """The whole section: cards of each shard set."""
     about = "Read from the shard set itself: its manifest says how patients were kept apart, and what was left out."
-    sets = {entry.shards.digest: (entry.shards, entry) for entry in entries if entry.shards is not None}
+    sets = {entry.shards.digest: entry.shards for entry in entries if entry.shards is not None}
     if not sets:
         cards = card("<p>The shard set is not where it was when the runs were trained.</p>")
     else:
-        cards = "".join(set_card(shards) for shards, _ in sets.values())
+        cards = "".join(set_card(shards, len(sets) > 1) for shards in sets.values())
     return heading("data", "Is the data sound?", about) + cards
 
 
-def set_card(shards: ShardSet) -> str:
-    """Splits, provenance and samples of one set."""
+def set_card(shards: ShardSet, several: bool) -> str:
+    """Splits, provenance and samples of one set; of several, its name in each title."""
     manifest = shards.manifest
+    whose = f" · {escape(manifest.name)}" if several else ""
     names = ("split", "samples", "groups", "classes")
     rows = [
         [escape(name), f"{info.samples:,}", f"{info.groups:,}", _balance(info.class_counts)]
@@ -57,10 +58,10 @@ def set_card(shards: ShardSet) -> str:
     listed = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in facts.items())
     key = legend([(name, i, 0) for i, name in enumerate(shards.manifest.classes[:NUM_SERIES])])
     table = html_table(names, rows)
-    left = f"<h3>Splits</h3>{key if len(manifest.classes) <= NUM_SERIES else ''}{table}"
+    left = f"<h3>Splits{whose}</h3>{key if len(manifest.classes) <= NUM_SERIES else ''}{table}"
     return (
-        f'<div class="grid2">{card(left)}{card(f"<h3>Provenance</h3><dl class=facts>{listed}</dl>")}</div>'
-        f"{card(f'<h3>Samples of the training split</h3>{_samples(shards)}')}"
+        f'<div class="grid2">{card(left)}{card(f"<h3>Provenance{whose}</h3><dl class=facts>{listed}</dl>")}</div>'
+        f"{card(f'<h3>Samples of the training split{whose}</h3>{_samples(shards)}')}"
     )
 
 

@@ -1,7 +1,7 @@
 """The page around a report: one HTML file without script or network, light and dark, for screen, phone and print."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from html import escape
 
 from analysis.chart_style import rules, style
@@ -135,9 +135,9 @@ def heading(anchor: str, title: str, about: str) -> str:
 
 
 def html_table(
-    head: Sequence[str], rows: Sequence[Sequence[str]], *, marked: int | None = None, text_columns: int = 1
+    head: Sequence[str], rows: Sequence[Sequence[str]], *, marked: Collection[int] = (), text_columns: int = 1
 ) -> str:
-    """A table; cells are HTML. `marked` is the row that matters; the first columns are text."""
+    """A table; cells are HTML. `marked` are the rows that matter; the first columns are text."""
     kinds = ["text" if i < text_columns else "" for i in range(len(head))]
 
     def row(cells: Sequence[str], tag: str, scope: str) -> str:
@@ -147,7 +147,7 @@ def html_table(
         )
 
     body = "".join(
-        f"<tr{' class=target' if i == marked else ''}>{row(cells, 'td', '')}</tr>" for i, cells in enumerate(rows)
+        f"<tr{' class=target' if i in marked else ''}>{row(cells, 'td', '')}</tr>" for i, cells in enumerate(rows)
     )
     top = f"<thead><tr>{row(head, 'th', ' scope=col')}</tr></thead>"
     wide = " class=wide" if len(head) > WIDE else ""

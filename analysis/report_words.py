@@ -27,6 +27,11 @@ def metric_name(name: str | None) -> str:
     return METRIC_NAMES.get(name or "", (name or "").replace("_", " "))
 
 
+def target_names(entries: Sequence[Entry]) -> str:
+    """The metric that the runs are judged by; all of them where the runs are of tasks that differ."""
+    return " / ".join(dict.fromkeys(metric_name(entry.target) for entry in entries if entry.target))
+
+
 def pill(entry: Entry) -> str:
     """The start of a run as a small label in the run's colour."""
     return f'<span class="pill" style="--tone:var(--s{entry.place % NUM_SERIES})">{escape(entry.start)}</span>'

@@ -16,6 +16,7 @@ from analysis.chart_parts import number
 from analysis.chart_style import DARK, LIGHT, NUM_SHADES, standalone
 from analysis.charts import Dots, Panel, Series, heat_map, lines, scatter
 from analysis.report_data import Report, compare_all, gather_finished, load
+from analysis.report_words import metric_name
 from shards.shardset import ShardSet
 from train.config import Config
 from train.rundir import WeightsInfo, save_weights
@@ -63,7 +64,14 @@ def write_run(folder: Path, set_path: Path, start: str, *, analyses: bool = True
     (folder / "config.json").write_text(json.dumps({"format": 1, "config": config, "versions": {"torch": "2"}}))
     target = manifest.target_metric
     test = {"loss": 0.5, target: value, "roc_auc": None, "samples": 19.0}
-    results = {"run": folder.name, "start": start, "shards": "tiny", "target_metric": target, "steps": 9, "test": test}
+    results = {
+        "run": folder.name,
+        "start": start,
+        "shards": manifest.name,
+        "target_metric": target,
+        "steps": 9,
+        "test": test,
+    }
     (folder / "results.json").write_text(json.dumps(results))
     records = [{"kind": "train", "step": i, "epoch": i / 3, "loss": 1 / i} for i in range(1, 10)]
     records += [{"kind": "val", "step": i, "epoch": i / 3, "loss": 1 / i, target: i / 10} for i in (3, 6, 9)]
@@ -209,3 +217,17 @@ def test_a_value_alone_is_seen_also_in_a_series_without_marks():
 )
 def test_number(value, text):
     assert number(value) == text
+
+
+def test_sets_of_other_tasks_keep_their_own_metrics_and_names(tmp_path, tiny_set, make_set):
+    other = make_set(tmp_path / "other", name="chests", classes=2, task="multi-label", test=21).path
+    runs = [write_run(tmp_path / "eyes", tiny_set, "wt"), write_run(tmp_path / "chest", other, "wt", value=0.7)]
+    mine, theirs = (ShardSet(path).manifest.target_metric for path in (tiny_set, other))
+    assert mine != theirs
+    html = report.build_report(compare_all(load(runs, None, None), gather_finished(runs)))
+    both = " / ".join(metric_name(name) for name in (mine, theirs))
+    assert f"k-NN {both}; dashed" in html
+    assert all(f"Validation {metric_name(name)}<" in html for name in (mine, theirs))
+    assert html.count("class=target") == 2
+    assert all(f"{title} · {name}</h3>" in html for title in ("Splits", "Provenance") for name in ("tiny", "chests"))
+    assert "tiny: 19 test images · chests: 19 test images" in html
