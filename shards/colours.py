@@ -7,6 +7,8 @@ import numpy as np
 from shards.operators import Chance, More, Params, between, check_range, require
 
 JITTER_STEPS = ("brightness", "contrast", "saturation", "hue")
+STRONGEST = 100.0
+WIDEST = 999  # pixels of a blur
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class ColorJitter(Chance):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in JITTER_STEPS:
-            value, most = getattr(self, name), 0.5 if name == "hue" else np.inf
+            value, most = getattr(self, name), 0.5 if name == "hue" else STRONGEST
             require(0 <= value <= most, f"ColorJitter: {name} is {value}; give a strength within 0..{most}")
 
     def told(self, values: Params) -> str:
@@ -65,9 +67,9 @@ class GaussianBlur(Chance):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        fine = self.kernel_size > 0 and self.kernel_size % 2 == 1
-        require(fine, f"GaussianBlur: kernel_size is {self.kernel_size}; give an odd number above 0")
-        check_range("GaussianBlur", "sigma", self.sigma, 1e-3)
+        fine = 0 < self.kernel_size <= WIDEST and self.kernel_size % 2 == 1
+        require(fine, f"GaussianBlur: kernel_size is {self.kernel_size}; give an odd number of 1 to {WIDEST} pixels")
+        check_range("GaussianBlur", "sigma", self.sigma, 1e-3, WIDEST)
 
     @property
     def uniforms(self) -> int:

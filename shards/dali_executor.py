@@ -6,7 +6,7 @@ that batch run one by one, the broken ones are named, and a new pipeline takes o
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from queue import LifoQueue
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from nvidia.dali import fn, pipeline_def, types
 
 from shards import dali_colours, dali_graph, dali_levels
 from shards.draws import DrawKeys
+from shards.headers import misfit
 from shards.host_executor import Failure
 from shards.host_operators import refuse_bits
 from shards.layout import Layout
@@ -24,6 +25,7 @@ from shards.operators import LARGEST_SIDE, HorizontalFlip, Normalize, Operator, 
 from shards.views import AnyDrawn, AnyTransform, Views
 
 BUILD = dali_graph.BUILD | dali_colours.BUILD | dali_levels.BUILD
+Planes = tuple[torch.Tensor, ...]  # of each view
 HW_DECODER_LOAD = 0.65  # of the JPEGs on GPUs with a hardware decoder; fixed, since it decides pixels
 
 
@@ -79,17 +81,54 @@ class DaliExecutor:
         Returns [b, C, H, W] on the device, a tensor of the caller's own (of several views a tuple), and the samples
         that failed, which stay zero.
         """
+        wrong = self._misfits(images, encodings, sizes)
+        if not wrong:
+            made, failures = self._run(images, sizes, parameters)
+        else:
+            made, failures = self._without(wrong, images, sizes, parameters)
+        return (made if isinstance(self.transform, Views) else made[0]), failures
+
+    def _misfits(
+        self, images: Sequence[bytes | memoryview], encodings: Sequence[str], sizes: np.ndarray
+    ) -> dict[int, str]:
+        """Images of another size than the index says, with the reason: DALI would cut its windows elsewhere."""
+        pixel_bytes = self.transform.stored_channels * self.bits // 8
+        found = {
+            i: misfit(image, encoding, size[0], size[1], pixel_bytes)
+            for i, (image, encoding, size) in enumerate(zip(images, encodings, sizes.tolist(), strict=True))
+        }
+        return {i: reason for i, reason in found.items() if reason is not None}
+
+    def _without(
+        self, wrong: Mapping[int, str], images: Sequence[bytes | memoryview], sizes: np.ndarray, parameters: AnyDrawn
+    ) -> tuple[Planes, list[Failure]]:
+        """All images but the wrong ones, which stay zero."""
+        good, out = np.array([i for i in range(len(images)) if i not in wrong], np.int64), self._zeros(len(images))
+        failures = list(wrong.items())
+        if len(good):
+            made, refused = self._run([images[i] for i in good], sizes[good], parameters.rows(good))
+            for whole, view in zip(out, made, strict=True):
+                whole[torch.from_numpy(good).to(whole.device)] = view
+            failures += [(int(good[i]), reason) for i, reason in refused]
+        return out, failures
+
+    def _zeros(self, count: int) -> Planes:
+        device = torch.device("cpu" if self.device_id is None else f"cuda:{self.device_id}")
+        return tuple(self.layout.zeros(count, self.transform.channels, size, device) for size in self.transform.sizes)
+
+    def _run(
+        self, images: Sequence[bytes | memoryview], sizes: np.ndarray, parameters: AnyDrawn
+    ) -> tuple[Planes, list[Failure]]:
         feeds = self._feeds(images, sizes, parameters)
         pipeline, threads = self._idle.get()
         try:
             pipeline = pipeline or self._build(threads)
-            made, failures = self._apply(pipeline, feeds), list[Failure]()
+            return self._apply(pipeline, feeds), []
         except RuntimeError:  # what DALI raises for any broken image; the pipeline is dead now
             pipeline = self._build(threads)
-            made, failures = self._one_by_one(feeds, len(images))
+            return self._one_by_one(feeds, len(images))
         finally:
             self._idle.put((pipeline, threads))
-        return (made if isinstance(self.transform, Views) else made[0]), failures
 
     def start(
         self,
@@ -101,10 +140,8 @@ class DaliExecutor:
         """As the host executor's: threads of its own run DALI while the caller reads the images that come next."""
         return self._callers.submit(self.run, images, encodings, sizes, parameters).result
 
-    def _one_by_one(self, feeds: dict[str, Any], count: int) -> tuple[tuple[torch.Tensor, ...], list[Failure]]:
-        device = torch.device("cpu" if self.device_id is None else f"cuda:{self.device_id}")
-        out = tuple(self.layout.zeros(count, self.transform.channels, size, device) for size in self.transform.sizes)
-        failures, pipeline = [], self._build(1, batch_size=1)
+    def _one_by_one(self, feeds: dict[str, Any], count: int) -> tuple[Planes, list[Failure]]:
+        out, failures, pipeline = self._zeros(count), list[Failure](), self._build(1, batch_size=1)
         for i in range(count):
             try:
                 made = self._apply(pipeline, {name: feed[i : i + 1] for name, feed in feeds.items()})
@@ -128,7 +165,7 @@ class DaliExecutor:
         columns = feed_columns(parameters)
         return {"encoded": encoded} | {name: columns[name].astype(feed.numpy, order="C") for name, feed in wanted}
 
-    def _apply(self, pipeline: Any, feeds: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+    def _apply(self, pipeline: Any, feeds: dict[str, Any]) -> Planes:
         for name, feed in feeds.items():
             pipeline.feed_input(name, feed)
         return tuple(self.layout.planes(torch.from_dlpack(pixels.as_tensor())) for pixels in pipeline.run())
@@ -284,7 +321,7 @@ def feed_columns(drawn: AnyDrawn) -> dict[str, np.ndarray]:
 
 
 def _reason(error: RuntimeError) -> str:
-    """The telling line of one of DALI's long messages."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if "rror" in line and not line.startswith(("Error in", "Error when", "C++"))]
-    return " ".join((telling or lines or ["DALI refuses it"])[0].split())[:200]
+    """The telling line of one of DALI's long messages: the first behind `encountered:`."""
+    lines = [line.strip(" :") for line in str(error).partition("encountered:")[2].splitlines() if line.strip()]
+    told = " ".join(lines[0].replace(" sample #0", "").split())[:200] if lines else "no reason given"
+    return f"DALI refuses it ({told})"

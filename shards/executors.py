@@ -6,9 +6,11 @@ from typing import Any, Literal
 import torch
 
 from shards.host_executor import HostExecutor
+from shards.host_operators import refuse_bits
 from shards.host_views import HostViews
 from shards.joined import JoinedSplit
 from shards.layout import Layout
+from shards.manifest import Manifest
 from shards.split import Split
 from shards.views import AnyTransform, Views
 
@@ -31,6 +33,16 @@ def choose_executor(executor: Literal["auto", "dali", "host"], device: torch.dev
 
 def _distributions() -> list[str]:
     return [each.name for each in metadata.distributions() if each.name]
+
+
+def check_images(transform: AnyTransform, manifest: Manifest) -> None:
+    """ValueError where a transform is not of a set's images: they have other channels, or bits it is not defined on."""
+    if transform.stored_channels != manifest.channels:
+        raise ValueError(
+            f"the transform normalises {transform.stored_channels} channels, the images of {manifest.name} have "
+            f"{manifest.channels}: give a mean and a std for each"
+        )
+    refuse_bits(transform.operators, manifest.bits)
 
 
 def make_executor(

@@ -7,6 +7,8 @@ import numpy as np
 
 from shards.operators import Chance, More, Params, between, check_range, require
 
+LEVELS = 256  # of a histogram; as a clip limit it clips nothing
+
 
 @dataclass(frozen=True)
 class Gamma(Chance):
@@ -44,6 +46,7 @@ class Clahe(Chance):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.clip_limit > 0, f"Clahe: clip_limit is {self.clip_limit}; give a number above 0, such as 2")
+        fine = 0 < self.clip_limit <= LEVELS
+        require(fine, f"Clahe: clip_limit is {self.clip_limit}; give a number above 0, {LEVELS} at most, such as 2")
         fine = isinstance(self.tiles, int) and 1 <= self.tiles <= 64
         require(fine, f"Clahe: tiles is {self.tiles}; give a whole number within 1..64")

@@ -15,9 +15,8 @@ import numpy as np
 import torch
 
 from shards.draws import DrawKeys
-from shards.executors import choose_executor, make_executor
+from shards.executors import check_images, choose_executor, make_executor
 from shards.host_executor import Failure
-from shards.host_operators import refuse_bits
 from shards.index import ENCODING_NAMES
 from shards.joined import JoinedSplit
 from shards.layout import layout_of
@@ -123,12 +122,7 @@ class Loader:
         share = global_batch // world
         if micro_batch is not None and (micro_batch < 1 or share % micro_batch):
             raise ValueError(f"micro_batch {micro_batch} does not divide the {share} samples a rank takes each step")
-        if transform.stored_channels != split.manifest.channels:
-            raise ValueError(
-                f"the transform normalises {transform.stored_channels} channels, the images of {split.manifest.name} "
-                f"have {split.manifest.channels}"
-            )
-        refuse_bits(transform.operators, split.manifest.bits)
+        check_images(transform, split.manifest)
         self.split, self.transform, self.seed = split, transform, seed
         self.rank, self.world, self.prefetch, self.verify = rank, world, prefetch, verify
         self.micro_batch, self.max_bad = micro_batch or share, 0 if strict else _allowed_bad(split, max_bad)

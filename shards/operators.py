@@ -5,6 +5,7 @@ named arrays [b, …] and the sizes after it. Meaning and distribution are those
 name on uint8 tensors. Here: the base, windows, sizes and flips; `shards.warps` and `shards.colours` hold the others.
 """
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -19,6 +20,8 @@ Kernel = Literal["bilinear", "bicubic"]  # of an antialiased resize
 KERNELS = ("bilinear", "bicubic")
 CROP_TRIES = 10  # torchvision's RandomResizedCrop and RandomErasing try so often
 LARGEST_SIDE = 16384
+MOST_TIMES = 1000.0  # of an area, an aspect, a zoom: far beyond what moves a window, and no number overflows
+LARGEST_VALUE = 65504.0  # of float16
 
 
 def require(condition: bool, message: str) -> None:
@@ -40,7 +43,7 @@ def check_range(name: str, what: str, pair: Sequence[float], low: float, high: f
 
 def check_choice(name: str, what: str, value: Any, known: Sequence[str]) -> None:
     """Refuse a value that is none of the known."""
-    require(value in known, f"{name}: {what} is {value!r}; known: {', '.join(known)}")
+    require(value in known, f"{name}: {what} is {reprlib.repr(value)}; known: {', '.join(known)}")
 
 
 def as_size(name: str, size: int | Sequence[int]) -> Size:
@@ -166,7 +169,7 @@ class Resize(Operator):
     def __post_init__(self) -> None:
         as_size("Resize", self.size)
         check_choice("Resize", "interpolation", self.interpolation, KERNELS)
-        require(isinstance(self.rounded, bool), f"Resize: rounded is {self.rounded!r}; give true or false")
+        require(isinstance(self.rounded, bool), f"Resize: rounded is {reprlib.repr(self.rounded)}; give true or false")
 
     def draw(self, u: np.ndarray, sizes: np.ndarray, more: More) -> tuple[Params, np.ndarray]:
         """`size` int64[b, 2]; the long side is truncated, as torchvision does."""
@@ -279,8 +282,8 @@ class RandomResizedCrop(Operator):
     def __post_init__(self) -> None:
         as_size("RandomResizedCrop", self.size)
         check_choice("RandomResizedCrop", "interpolation", self.interpolation, KERNELS)
-        check_range("RandomResizedCrop", "scale", self.scale, 1e-9)
-        check_range("RandomResizedCrop", "ratio", self.ratio, 1e-6)
+        check_range("RandomResizedCrop", "scale", self.scale, 1e-9, MOST_TIMES)
+        check_range("RandomResizedCrop", "ratio", self.ratio, 1 / MOST_TIMES, MOST_TIMES)
 
     @property
     def uniforms(self) -> int:
@@ -313,7 +316,9 @@ class Normalize(Operator):
     def __post_init__(self) -> None:
         fine = len(self.mean) == len(self.std) and len(self.mean) > 0
         require(fine, f"Normalize: {len(self.mean)} means and {len(self.std)} stds; give one of each a channel")
-        require(all(s > 0 for s in self.std), f"Normalize: std is {self.std}; give numbers above 0")
+        require(all(0 < s <= 1e6 for s in self.std), f"Normalize: std is {self.std}; give numbers above 0, 1e6 at most")
+        fine = all(abs(m) <= 1e6 for m in self.mean)
+        require(fine, f"Normalize: mean is {self.mean}; give numbers within -1e6..1e6, on the scale of 0..1")
 
 
 @dataclass(frozen=True)
@@ -327,7 +332,9 @@ class Erasing(Chance):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range("Erasing", "scale", self.scale, 0.0, 1.0)
-        check_range("Erasing", "ratio", self.ratio, 1e-6)
+        check_range("Erasing", "ratio", self.ratio, 1 / MOST_TIMES, MOST_TIMES)
+        fine = abs(self.value) <= LARGEST_VALUE
+        require(fine, f"Erasing: value is {self.value}; give a number within -{LARGEST_VALUE}..{LARGEST_VALUE}")
 
     @property
     def uniforms(self) -> int:

@@ -6,6 +6,7 @@ make in `shards.chain`, several views of an image in `shards.views`.
 
 import difflib
 import math
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import Field, fields
 from typing import Any
@@ -165,11 +166,27 @@ def _check_kind(name: str, parameter: Field[Any], value: Any) -> None:
         return  # the operator itself says which it knows
     whole = all(isinstance(each, int) for each in default)
     kinds = int if whole else int | float
-    fine = all(isinstance(x, kinds) and not isinstance(x, bool) and math.isfinite(x) for x in _leaves(value))
-    if parameter.name != "size":  # one number or two
-        fine = fine and isinstance(value, tuple) == several
+    fine = all(isinstance(x, kinds) and not isinstance(x, bool) and _finite(x) for x in _leaves(value))
+    if parameter.name == "sizes":
+        fine = fine and isinstance(value, tuple)
+    elif parameter.name != "size":  # a size is one number or two
+        fine = fine and _as_deep(value, parameter.default)
     wanted = f"{'a list of' if several else 'a'} {'whole' if whole else 'finite'} number{'s' if several else ''}"
-    require(fine, f"{name}: {parameter.name} is {value!r}; give {wanted}, such as {parameter.default}")
+    require(fine, f"{name}: {parameter.name} is {reprlib.repr(value)}; give {wanted}, such as {parameter.default}")
+
+
+def _finite(number: float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # JSON's whole numbers have no end, floats have
+        return False
+
+
+def _as_deep(value: Any, default: Any) -> bool:
+    """Whether there are tuples where the default has them, none of them empty."""
+    if isinstance(default, tuple):
+        return isinstance(value, tuple) and len(value) > 0 and all(_as_deep(each, default[0]) for each in value)
+    return not isinstance(value, tuple)
 
 
 def _leaves(value: Any) -> Iterator[Any]:

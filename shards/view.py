@@ -16,7 +16,7 @@ from shards.aside import aside
 from shards.command_line import Parser, add_output_flags, local_folder, tell
 from shards.decoding import decode
 from shards.draws import DrawKeys
-from shards.executors import choose_executor, make_executor
+from shards.executors import check_images, choose_executor, make_executor
 from shards.index import ENCODING_NAMES
 from shards.shardset import ShardSet, Split
 from shards.sheet import choose_examples
@@ -59,7 +59,10 @@ def make_rows(
     seed: int,
     how: str,
 ) -> list[Row]:
-    """The rows of a sheet; `how` names an executor or `both`. ValueError where a stored image does not decode."""
+    """The rows of a sheet; `how` names an executor or `both`. ValueError where a stored image does not decode, or
+    the transform is not of such images.
+    """
+    check_images(transform, shard_set.manifest)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     executors = {
         name: make_executor(choose_executor(name, device), split, transform, batch=versions, device=device)
@@ -186,7 +189,7 @@ def steps_of(text: str) -> list[dict[str, Any]]:
     """The operators of a JSON list. ValueError for anything else."""
     try:
         steps = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f'--operators is not JSON ({error}); write [{{"op": "HorizontalFlip"}}, ...]') from None
     if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
         raise ValueError(f'--operators is {text[:60]}; write a list of tables, [{{"op": "HorizontalFlip"}}, ...]')

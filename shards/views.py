@@ -15,6 +15,7 @@ from shards.chain import Drawn, Transform, check_unrounded, check_window, draw_s
 from shards.draws import DrawKeys
 from shards.operators import (
     KERNELS,
+    MOST_TIMES,
     Kernel,
     Normalize,
     Operator,
@@ -55,8 +56,8 @@ class MultiCrop(Operator):
         )
         for size, scale in zip(self.sizes, self.scales, strict=True):
             as_size("MultiCrop", size)
-            check_range("MultiCrop", "scale", scale, 1e-9)
-        check_range("MultiCrop", "ratio", self.ratio, 1e-6)
+            check_range("MultiCrop", "scale", scale, 1e-9, MOST_TIMES)
+        check_range("MultiCrop", "ratio", self.ratio, 1 / MOST_TIMES, MOST_TIMES)
         check_choice("MultiCrop", "interpolation", self.interpolation, KERNELS)
 
     @property

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from shards.operators import Chance, More, Params, below, between, check_choice, check_range, require
+from shards.operators import MOST_TIMES, Chance, More, Params, below, between, check_choice, check_range, require
 
 Interpolation = Literal["nearest", "bilinear"]
 INTERPOLATIONS = ("nearest", "bilinear")
@@ -55,9 +55,19 @@ def homography(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     rows_x = np.stack([x, y, one, zero, zero, zero, -tx * x, -tx * y], axis=-1)
     rows_y = np.stack([zero, zero, zero, x, y, one, -ty * x, -ty * y], axis=-1)
     system, right = np.concatenate([rows_x, rows_y], axis=1), np.concatenate([tx, ty], axis=1)
-    solved = np.linalg.solve(system, right[..., None])[..., 0]
+    solved = _solved(system, right)
     matrix = np.concatenate([solved, np.ones((b, 1))], axis=1).reshape(b, 3, 3)
     return _shift(-0.5, -0.5, b) @ matrix @ _shift(0.5, 0.5, b)
+
+
+def _solved(system: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """float64[b, n] from systems [b, n, n] and right sides [b, n]; of corners in one line the nearest map."""
+    try:
+        return np.linalg.solve(system, right[..., None])[..., 0]
+    except np.linalg.LinAlgError:
+        if len(system) == 1:
+            return np.linalg.lstsq(system[0], right[0])[0][None]
+        return np.concatenate([_solved(system[i : i + 1], right[i : i + 1]) for i in range(len(system))])
 
 
 @dataclass(frozen=True)
@@ -102,7 +112,7 @@ class Affine(Chance):
         check_range("Affine", "degrees", self.degrees, -360.0, 360.0)
         fine = len(self.translate) == 2 and all(0 <= part <= 1 for part in self.translate)
         require(fine, f"Affine: translate is {self.translate}; give two shares of the size within 0..1")
-        check_range("Affine", "scale", self.scale, 1e-3)
+        check_range("Affine", "scale", self.scale, 1 / MOST_TIMES, MOST_TIMES)
         require(len(self.shear) == 4, f"Affine: shear is {self.shear}; give x from, x to, y from, y to in degrees")
         for pair in (self.shear[:2], self.shear[2:]):
             check_range("Affine", "shear", pair, -89.0, 89.0)

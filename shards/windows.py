@@ -16,6 +16,7 @@ import numpy as np
 from shards.operators import Chance, More, Params, between, require
 
 COUNTS = (1, 3)  # windows: a channel stays one, or becomes three
+LARGEST = 2**20  # levels
 NARROWEST = 1.001  # DALI divides by the width less 1 in float32, where 1 + 1e-8 is 1
 
 
@@ -38,9 +39,10 @@ class Window(Chance):
         super().__post_init__()
         fine = len(self.centers) == len(self.widths) and len(self.centers) in COUNTS
         require(fine, f"Window: {len(self.centers)} centers and {len(self.widths)} widths; give one or three of each")
-        require(all(np.isfinite(c) for c in self.centers), f"Window: centers is {self.centers}; give finite levels")
-        wide = all(NARROWEST <= width <= 2**20 for width in self.widths)
-        require(wide, f"Window: widths is {self.widths}; give numbers of levels from {NARROWEST} to {2**20}")
+        near = all(abs(center) <= LARGEST for center in self.centers)
+        require(near, f"Window: centers is {self.centers}; give finite levels within -{LARGEST}..{LARGEST}")
+        wide = all(NARROWEST <= width <= LARGEST for width in self.widths)
+        require(wide, f"Window: widths is {self.widths}; give numbers of levels from {NARROWEST} to {LARGEST}")
         require(0 <= self.shift <= 1, f"Window: shift is {self.shift}; give a share of the width within 0..1")
         require(0 <= self.stretch <= 4, f"Window: stretch is {self.stretch}; give a number within 0..4")
 

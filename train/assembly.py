@@ -14,8 +14,7 @@ from torch import nn
 
 from shards.aside import new_folder, write_aside
 from shards.errors import first_line
-from shards.executors import choose_executor
-from shards.host_executor import refuse_bits
+from shards.executors import check_images, choose_executor
 from shards.operators import CenterCrop, RandomCrop, RandomResizedCrop, Resize
 from shards.shardset import ShardSet
 from shards.storage import is_url
@@ -196,7 +195,7 @@ def check(job: Job) -> None:
     if job.config.schedule.schedule == "plateau" and "val" not in shards.split_names:
         raise ValueError(f"--schedule plateau follows the validation, and {shards.path} has no split val: take cosine")
     for transform in (job.train_transform, job.eval_transform):
-        refuse_bits(transform.operators, shards.manifest.bits)
+        check_images(transform, shards.manifest)
     shards.check_files()
     check_crop(job)
     micro = job.settings.micro_batch(world)
