@@ -1,4 +1,4 @@
-"""Angles, shifts, factors and corners come in torchvision's distribution (Kolmogorov and Smirnov on two samples)."""
+"""Drawn parameters come in torchvision's distribution, or the one that is stated (Kolmogorov and Smirnov)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,11 @@ from torchvision.transforms import v2
 
 from shards.colours import ColorJitter, GaussianBlur
 from shards.draws import DrawKeys
-from shards.operators import More, Operator, Params, RandomCrop
+from shards.levels import Gamma
+from shards.operators import More, Normalize, Operator, Params, RandomCrop
+from shards.stains import StainJitter
+from shards.transforms import Views
+from shards.views import MultiCrop
 from shards.warps import Affine, Perspective, Rotation
 
 COUNT, HEIGHT, WIDTH = 2000, 120, 200
@@ -84,3 +88,43 @@ def test_parameters_are_distributed_as_torchvisions(
     assert drawn.shape == expected.shape
     for ours_column, theirs_column in zip(drawn.T, expected.T, strict=True):
         assert stats.ks_2samp(ours_column, theirs_column).pvalue > 1e-3
+
+
+def test_stains_and_gamma_are_uniform_as_stated_and_independent() -> None:
+    zeros = np.zeros(COUNT, np.int64)
+    keys = DrawKeys(0, zeros, np.arange(COUNT, dtype=np.uint64), zeros)
+    sizes = np.tile([HEIGHT, WIDTH], (COUNT, 1))
+
+    def drawn(operator: Operator) -> Params:
+        name = type(operator).__name__
+        return operator.draw(keys.uniform(name, operator.uniforms), sizes, More(keys, name))[0]
+
+    stains, gamma = drawn(StainJitter(0.7, 0.1, 0.04)), drawn(Gamma(0.4, (0.5, 3.0)))
+    columns = [*((stains["alpha"][:, i], 0.9, 1.1) for i in range(3))]
+    columns += [*((stains["beta"][:, i], -0.04, 0.04) for i in range(3))]
+    columns += [(np.log(gamma["gamma"]), np.log(0.5), np.log(3.0))]
+    for column, low, high in columns:
+        assert stats.kstest(column, "uniform", (low, high - low)).pvalue > 1e-3
+    pairs = np.corrcoef(np.stack([*(column for column, _, _ in columns), stains["active"], gamma["active"]]))
+    assert abs(pairs[np.triu_indices(len(pairs), 1)]).max() < 5 / np.sqrt(COUNT)
+    for active, p in ((stains["active"], 0.7), (gamma["active"], 0.4)):
+        assert stats.binomtest(int(active.sum()), COUNT, p).pvalue > 1e-3
+
+
+def test_crops_of_views_are_distributed_as_torchvisions() -> None:
+    """With the study's sizes and scales, and one above 1; each view of each size by itself."""
+    scales = ((0.4, 1.0), (0.05, 0.4), (0.8, 1.2))
+    views = Views((MultiCrop((2, 2, 1), (224, 96, 64), scales), Normalize((0.5,) * 3, (0.5,) * 3)))
+    zeros = np.zeros(COUNT, np.int64)
+    keys = DrawKeys(0, zeros, np.arange(COUNT, dtype=np.uint64), zeros)
+    drawn = views.draw(keys, np.full(COUNT, HEIGHT), np.full(COUNT, WIDTH)).views
+    torch.manual_seed(0)
+    image = torch.zeros(3, HEIGHT, WIDTH, dtype=torch.uint8)
+    names = ("top", "left", "height", "width")
+    for scale, numbers in zip(scales, ((0, 1), (2, 3), (4,)), strict=True):
+        crop = v2.RandomResizedCrop(32, scale)
+        theirs = np.array([[params[n] for n in names] for params in (crop.make_params([image]) for _ in range(COUNT))])
+        for number in numbers:
+            ours = drawn[number]["RandomResizedCrop"]["window"]
+            for own, other in zip(ours.T, theirs.T, strict=True):
+                assert stats.ks_2samp(own, other).pvalue > 1e-3

@@ -1,8 +1,14 @@
 """The log of a training: python -m pytest tests/test_reporting.py."""
 
+import time
 from pathlib import Path
+from typing import Any
 
-from train.reporting import Reporter
+import pytest
+from trainings import train
+
+from shards.running_ahead import Worker
+from train.reporting import MOST_WAITING, Reporter, read_metrics
 
 
 def lines_of(folder: Path, waits: list[float], monkeypatch) -> str:
@@ -26,3 +32,21 @@ def test_waiting_for_data_is_told_once_with_what_to_change(tmp_path: Path, monke
 
 def test_a_fast_run_and_the_first_record_say_nothing(tmp_path: Path, monkeypatch) -> None:
     assert "more than" not in lines_of(tmp_path / "fast", [0.9, 0.04, 0.0], monkeypatch)
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_a_training_on_a_slow_source_says_so_and_what_to_change(
+    tiny_set: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Worker.next
+
+    def late(self: Worker) -> Any:
+        time.sleep(0.5)
+        return real(self)
+
+    monkeypatch.setattr(Worker, "next", late)
+    run = train(tiny_set, "slow", "--epochs", "1", "--no-tensorboard")
+    shares = [each["wait_share"] for each in read_metrics(run / "metrics.jsonl") if each["kind"] == "train"]
+    assert len(shares) == 4 and min(shares) > MOST_WAITING and max(shares) <= 1
+    log = (run / "log.txt").read_text()
+    assert log.count("more than 5%: raise --threads") == 1 and log.count("waited for data") == 5

@@ -78,9 +78,9 @@ class Trainer:
             while progress.step < last and not (stop_after is not None and progress.step >= stop_after):
                 self.pulse.beat(f"step {progress.step + 1}, waiting for data")
                 batch = next(batches)
-                self._step(batch)
-                self.reporter.step(loader.wait_seconds - waited)
+                self.reporter.step(loader.wait_seconds - waited)  # before its record, which counts this wait
                 waited = loader.wait_seconds
+                self._step(batch)
                 progress.bad = merged(progress.bad, loader.bad)
                 self._validate_if_due()
                 ends = progress.step in (last, stop_after)

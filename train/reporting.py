@@ -110,7 +110,7 @@ class Reporter:
             print(line, flush=True)
 
     def step(self, wait_seconds: float) -> None:
-        """Count a step; `wait_seconds`: what it waited for data."""
+        """Count a step, before its record; `wait_seconds`: what it waited for data."""
         self._steps += 1
         self._wait += wait_seconds
         if self.bar is not None:
