@@ -20,6 +20,7 @@ BETWEEN = 0.03  # the tiles of two executors
 HEAD = 0.62
 PAD = 0.09  # from a tile to its caption
 LINE = FONT_POINTS * 1.28 / 72  # inches
+SMALL_LETTER = 0.075  # inches of a letter of 8 points, as wide as they come
 LETTER = FONT_POINTS * 0.602 / 72  # DejaVu Sans Mono is .602 em wide: lines wrapped by count never overlap
 
 
@@ -44,15 +45,17 @@ def picture(rows: Sequence[Row], title: str, subtitle: str) -> Figure:
     texts = [
         [stored_caption(row), *(caption_of(row, v, int(cell / LETTER) - 1) for v in range(versions))] for row in rows
     ]
-    tops = [HEAD]
+    width = max(2 * GAP + TILE + versions * (cell + GAP), 7)
+    below = textwrap.wrap(subtitle, int((width - 2 * GAP) / SMALL_LETTER)) or [""]
+    tops = [HEAD + (len(below) - 1) * LINE]
     for row, own in zip(rows, texts, strict=True):
         ends = [_shown_height(row), *([tile] * versions)]
         tops.append(tops[-1] + GAP + max(e + PAD + (t.count("\n") + 1) * LINE for e, t in zip(ends, own, strict=True)))
-    figure = Figure(figsize=(max(2 * GAP + TILE + versions * (cell + GAP), 7), tops[-1]), dpi=DPI, facecolor="white")
+    figure = Figure(figsize=(width, tops[-1]), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     page = _Page(figure)
     page.text(GAP, 0.12, title, size=13, weight="bold")
-    page.text(GAP, 0.38, subtitle, size=8, color="#555555")
+    page.text(GAP, 0.38, "\n".join(below), size=8, color="#555555")
     for row, own, top in zip(rows, texts, tops, strict=False):
         page.stored(row, top)
         page.caption(GAP, top + _shown_height(row) + PAD, own[0])

@@ -81,30 +81,9 @@ def test_a_training_takes_its_steps(phantoms: Path, names: list[str], executor: 
     params = deepcopy(PARAMS)
     params["dataset_params"]["train_transforms"] = chosen(names)
     Path("params.json").write_text(json.dumps(params))
-    flags = [
-        "--params",
-        "params.json",
-        "--shards",
-        str(phantoms),
-        "--model",
-        "test_vit",
-        "--start",
-        "ri",
-        "--name",
-        "r",
-    ]
-    flags += [
-        "--executor",
-        executor,
-        "--global-batch",
-        "4",
-        "--lars",
-        "false",
-        "--precision",
-        "fp32",
-        "--log-every",
-        "1",
-    ]
+    flags = ["--params", "params.json", "--shards", str(phantoms), "--model", "test_vit", "--start", "ri"]
+    flags += ["--name", "r", "--executor", executor, "--global-batch", "4", "--no-lars", "--precision", "fp32"]
+    flags += ["--log-every", "1"]
     assert main([*flags, "--log-every", "1", "--threads", "1", "--no-tensorboard", "--stop-after-steps", "2"]) == 0
     found = losses(Path("runs/r"))
     assert [step for step, _ in found] == [1, 2] and all(0 < loss < 20 for _, loss in found)

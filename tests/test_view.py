@@ -58,6 +58,19 @@ def test_captions_say_what_was_drawn_and_how_far_executors_are_apart(tiny_set: P
     assert all(box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 for box in boxes)
 
 
+def test_a_long_chain_stays_on_the_page(tiny_set: Path) -> None:
+    shards = ShardSet(tiny_set)
+    split, transform = shards.split("train"), transform_of(shards, "full")
+    rows = make_rows(shards, split, transform, [0], 1, 0, "host")
+    chain = " → ".join(["RandomResizedCrop", "Perspective", "GaussianBlur"] * 6)
+    figure = picture(rows, "the title", chain)
+    figure.canvas.draw()
+    below, first = figure.texts[1], figure.axes[0]
+    assert " ".join(below.get_text().split()) == chain and below.get_text().count("\n") >= 2
+    assert below.get_window_extent().x1 <= figure.bbox.x1
+    assert not below.get_window_extent().overlaps(first.get_window_extent())
+
+
 def test_windows_are_in_stored_pixels_behind_a_resize(tiny_set: Path) -> None:
     shards = ShardSet(tiny_set)
     split, transform = shards.split("train"), transform_of(shards, "study", 56)
