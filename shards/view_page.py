@@ -20,7 +20,7 @@ BETWEEN = 0.03  # the tiles of two executors
 HEAD = 0.62
 PAD = 0.09  # from a tile to its caption
 LINE = FONT_POINTS * 1.28 / 72  # inches
-SMALL_LETTER = 0.075  # inches of a letter of 8 points, as wide as they come
+SMALL_LETTER = 0.068  # inches of a letter of 8 points of DejaVu Sans, on average
 LETTER = FONT_POINTS * 0.602 / 72  # DejaVu Sans Mono is .602 em wide: lines wrapped by count never overlap
 
 
