@@ -227,22 +227,28 @@ train() {
 completion() {
     printf 'MEDSHARD_ROOT=%q\n' "$root"
     cat <<'EOF'
-_medshard_ask() { # script, then the line without its first word
-    local IFS=$'\013'
-    COMPREPLY=($(cd "$MEDSHARD_ROOT" && COMP_LINE=$2 COMP_POINT=${#2} COMP_TYPE=9 _ARGCOMPLETE=1 _ARGCOMPLETE_IFS=$IFS \
-        _ARGCOMPLETE_SUPPRESS_SPACE=1 bash -c '.venv/bin/python "$0" 8>&1 9>/dev/null >/dev/null 2>&1' "$1"))
+_medshard_ask() { # the line from the script's name on, then what python is to run
+    local IFS=$'\013' line=$1
+    shift
+    COMPREPLY=($(COMP_LINE=$line COMP_POINT=${#line} COMP_TYPE=9 _ARGCOMPLETE=1 _ARGCOMPLETE_IFS=$IFS \
+        _ARGCOMPLETE_SUPPRESS_SPACE=1 bash -c '"$0" "$@" 8>&1 9>/dev/null >/dev/null 2>&1' "$MEDSHARD_ROOT/.venv/bin/python" "$@"))
 }
 _medshard_launch() {
+    local line=${COMP_LINE#* }
     case $COMP_CWORD:${COMP_WORDS[1]} in
         1:*) COMPREPLY=($(compgen -W "demo test train sbatch doctor setup completion" -- "${COMP_WORDS[1]}")) ;;
-        *:train) _medshard_ask train/run.py "${COMP_LINE#* }" ;;
-        *:sbatch) _medshard_ask train/sbatch.py "${COMP_LINE#* }" ;;
-        *:doctor) _medshard_ask train/doctor.py "${COMP_LINE#* }" ;;
+        *:train) _medshard_ask "$line" "$MEDSHARD_ROOT/train/run.py" ;;
+        *:sbatch) _medshard_ask "$line" "$MEDSHARD_ROOT/train/sbatch.py" ;;
+        *:doctor) _medshard_ask "$line" "$MEDSHARD_ROOT/train/doctor.py" ;;
     esac
 }
 _medshard_python() {
-    local script=${COMP_WORDS[1]}
-    ((COMP_CWORD > 1)) && grep -qsE "^from (shards.script|analysis.launching) import" "$script" && _medshard_ask "$(realpath "$script")" "${COMP_LINE#* }"
+    case $COMP_CWORD:${COMP_WORDS[1]}:${COMP_WORDS[2]} in
+        [12]:-m:* | 1:*) ;;
+        3:-m:shards) _medshard_ask "${COMP_LINE#* -m }" -m shards ;;
+        *:-m:shards) _medshard_ask "${COMP_LINE#* shards }" -m shards "${COMP_WORDS[3]}" ;;
+        *) grep -qsE "^from (shards.script|analysis.launching) import" -- "${COMP_WORDS[1]}" && _medshard_ask "${COMP_LINE#* }" "${COMP_WORDS[1]}" ;;
+    esac
 }
 complete -o bashdefault -o default -F _medshard_launch ./launch.sh launch.sh
 complete -o bashdefault -o default -F _medshard_python python python3

@@ -47,7 +47,7 @@ def parser(
     add("--banks", type=Path, help="folder of feature banks to reuse; without a fitting one, an error")
     add("--batch", type=positive, default=64, help="images a forward pass")
     add("--threads", type=positive, default=2, help="decoding threads")
-    add("--device", help="cpu or cuda; default: cuda where there is one")
+    add("--device", choices=("cpu", "cuda"), help="cpu or cuda; default: cuda where there is one")
     add("--precision", choices=("fp32", "bf16"), default="fp32", help="of the forward passes")
     add("--seed", type=int, default=0, help="seed of everything that is drawn")
     add("--force", action="store_true", help="work it out again, even if it is there")

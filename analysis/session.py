@@ -264,7 +264,12 @@ class Session:
 
 
 def _device(wanted: str | None) -> torch.device:
-    """The one that was asked for, else a GPU where there is one; of several ranks each takes its own GPU."""
+    """The one that was asked for, else a GPU where there is one; of several ranks each takes its own GPU.
+
+    Raises ValueError for a GPU that is not there.
+    """
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch sees no GPU here; ./launch.sh doctor says more; take --device cpu")
     name = wanted or ("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(f"cuda:{ranks.local_rank()}" if name == "cuda" and ranks.world_size() > 1 else name)
 

@@ -58,7 +58,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         rare=RARE,
     )
     add = parser.add_argument
-    add("--dataset", required=True, help=f"one of {', '.join(DATASETS)}, or csv: your own folder and table")
+    names = add("--dataset", required=True, help=f"one of {', '.join(DATASETS)}, or csv: your own folder and table")
+    names.completer = lambda **_: [*DATASETS, "csv"]  # type: ignore[attr-defined]  # Tab's
     add("--raw", help="the raw folder as published, or its URL: s3://, https://, … (default: data/raw/NAME)")
     add("--out", help="where the set goes, a folder or a URL (default: data/shards/NAME)")
     add(

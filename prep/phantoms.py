@@ -119,7 +119,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description="Draw synthetic raw data (phantoms) in the layout of a real dataset.",
         epilog="example: python prep/phantoms.py --dataset DDSM --out data/raw/DDSM",
     )
-    parser.add_argument("--dataset", required=True, help=f"one of {', '.join(LAYOUTS)}")
+    names = parser.add_argument("--dataset", required=True, help=f"one of {', '.join(LAYOUTS)}")
+    names.completer = lambda **_: LAYOUTS  # type: ignore[attr-defined]  # Tab's
     parser.add_argument("--out", type=Path, required=True, help="where the raw folder goes, such as data/raw/DDSM")
     parser.add_argument("--num-images", type=positive, default=300, help="how many")
     parser.add_argument("--seed", type=int, default=0, help="seed of all that is drawn")

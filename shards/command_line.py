@@ -60,9 +60,11 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """The flags; also answers the shell when Tab is pressed (`./launch.sh completion`)."""
-        complete(self)
         given = sys.argv[1:] if args is None else args
-        if not any(action.nargs == argparse.REMAINDER for action in self._actions):
+        hands_on = any(action.nargs == argparse.REMAINDER for action in self._actions)
+        if not (hands_on and given):  # else the parser that they are handed to answers
+            complete(self)
+        if not hands_on:
             self._refuse_unknown(given)  # before argparse misses the required ones
         return super().parse_args(given, namespace)
 

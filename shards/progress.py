@@ -14,8 +14,9 @@ class LogLines(tqdm):  # type: ignore[misc]  # tqdm has no types
     """tqdm that writes whole lines, for files and pipes."""
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
-        """A line of its own."""
-        print(msg or str(self), file=self.fp, flush=True)
+        """A line of its own, once there is something to tell."""
+        if self.n > self.initial:
+            print(msg or str(self), file=self.fp, flush=True)
         return True
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ import pytest
 from made_runs import arguments, make_run
 
 from analysis import cka, fid, knn, l2
+from shards.progress import progress
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +68,17 @@ def test_the_sources_of_a_distance_may_lie_at_a_url(run: Path, tiny_set: Path) -
     fid.main(arguments(run, "--source", tiny_set.as_uri(), "--quiet", "--out", str(run / "url"), script="fid"))
     found = json.loads((run / "url" / "fid-tiny.json").read_text())
     assert found["fid"] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_gpu_that_is_not_there_is_told(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"--device cuda: torch sees no GPU here; \./launch\.sh doctor says more"):
+        knn.main(arguments(run, "--device", "cuda"))
+    with pytest.raises(SystemExit):
+        arguments(run, "--device", "tpu")
+
+
+def test_a_mistake_before_any_progress_leaves_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    with progress(7, "checking", "shard"):
+        pass  # an error ends it before the first shard
+    assert capfd.readouterr().err == ""

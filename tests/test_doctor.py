@@ -67,6 +67,25 @@ def test_small_shared_memory_names_the_container_flag(monkeypatch: pytest.Monkey
     assert "--shm-size" in doctor.shared_memory("/tmp").advice
 
 
+def test_what_dali_decodes_is_tried(monkeypatch: pytest.MonkeyPatch):
+    (found,) = doctor.dali()
+    assert (found.state, found.text.partition(" decodes ")[2]) == ("good", "JPEG, PNG, TIFF, JPEG 2000")
+    monkeypatch.setattr(doctor, "DECODED", {"JPEG": ".jpg", "BMP": ".bmp", "Sun raster": ".ras"})
+    (found,) = doctor.dali()
+    assert found.state == "warn" and found.text.endswith(", not Sun raster") and "--executor host" in found.advice
+
+
+def test_compiled_operators_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/usr/bin/{name}")
+    (found,) = doctor.deepspeed()
+    assert found.text.endswith("the first start compiles for about a minute")
+    (tmp_path / "py311_cpu" / "fused_adam").mkdir(parents=True)
+    (tmp_path / "py311_cpu" / "fused_adam" / "fused_adam.so").touch()
+    (found,) = doctor.deepspeed()
+    assert found.text.endswith("compiled before: fused_adam")
+
+
 def test_a_package_that_does_not_load_is_a_finding():
     def broken():
         raise ImportError("libcudart.so.13: cannot open\nshared object file")

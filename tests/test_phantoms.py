@@ -173,4 +173,4 @@ def test_in_a_log_progress_is_whole_lines(capsys: pytest.CaptureFixture[str]) ->
         for _ in range(1000):
             bar.update()
     lines = capsys.readouterr().err.splitlines()
-    assert [line.split(",")[0] for line in lines] == ["shards: 0/1000 images", "shards: 1000/1000 images"]
+    assert [line.split(",")[0] for line in lines] == ["shards: 1000/1000 images"]

@@ -22,12 +22,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from shards.command_line import Parser, add_debug_flag
 
 GIB = 1024**3
 SSH_SECONDS = 30
+DECODED = {"JPEG": ".jpg", "PNG": ".png", "TIFF": ".tiff", "JPEG 2000": ".jp2"}
 MARKS = {"good": "✓", "warn": "!", "bad": "✗"}
 
 
@@ -169,21 +170,41 @@ def nvidia_driver() -> str | None:
 
 
 def dali() -> Iterator[Finding]:
-    """DALI, and what decodes JPEG here."""
+    """DALI, and what it decodes here."""
     wheels = [name for each in metadata.distributions() if (name := each.name or "").startswith("nvidia-dali-cuda")]
     if not wheels:
         yield Finding("DALI", "warn", "not installed", "GPUs want it: pip install -e '.[cuda13]' (or cuda12)")
         return
     import torch
-    from nvidia.dali import backend
 
-    text = f"{metadata.version(wheels[0])} ({wheels[0]})"
-    if not torch.cuda.is_available():
-        yield Finding("DALI", "good", f"{text}, on the CPU: JPEG by libjpeg-turbo")
-        return
-    units = getattr(backend, "GetNvjpegVersion", lambda: -1)()
-    decoder = f"nvJPEG {units}" if units >= 0 else "libjpeg-turbo"
-    yield Finding("DALI", "good", f"{text}, JPEG by {decoder}; PNG on the CPU")
+    on_gpu = torch.cuda.is_available()
+    found = [name for name, suffix in DECODED.items() if decodes(suffix, on_gpu)]
+    text = f"{metadata.version(wheels[0])} ({wheels[0]}), on the {'GPU' if on_gpu else 'CPU'}"
+    text += f", decodes {', '.join(found) or 'nothing'}"
+    if missing := [name for name in DECODED if name not in found]:
+        advice = "take --executor host, or install the wheel that fits the driver (MEDSHARD_CUDA)"
+        yield Finding("DALI", "bad" if "JPEG" in missing else "warn", f"{text}, not {', '.join(missing)}", advice)
+    else:
+        yield Finding("DALI", "good", text)
+
+
+def decodes(suffix: str, on_gpu: bool) -> bool:
+    """Whether DALI decodes a small image of this kind of file here."""
+    import cv2
+    import numpy as np
+    from nvidia.dali import fn, pipeline_def
+
+    image = cv2.imencode(suffix, np.full((64, 64, 3), 200, np.uint8))[1].ravel()
+
+    @pipeline_def(batch_size=1, num_threads=1, device_id=0 if on_gpu else None)
+    def one() -> Any:
+        return fn.decoders.image(fn.external_source(lambda: [image]), device="mixed" if on_gpu else "cpu")
+
+    try:
+        (out,) = one().run()
+    except RuntimeError:
+        return False
+    return tuple(out.shape()[0]) == (64, 64, 3)
 
 
 def deepspeed() -> Iterator[Finding]:
@@ -196,9 +217,9 @@ def deepspeed() -> Iterator[Finding]:
     if not shutil.which("ninja"):
         yield Finding("DeepSpeed", "bad", f"{version}, no ninja", "start through ./launch.sh, or pip install ninja")
         return
-    built = next(iter(sorted(compiled_operators())), None)
-    first = "operators compiled before" if built else "the first start compiles for about a minute"
-    yield Finding("DeepSpeed", "good", f"{version}, {compiler}; {first}")
+    built = sorted({path.stem for path in compiled_operators()})
+    told = f"compiled before: {', '.join(built)}" if built else "the first start compiles for about a minute"
+    yield Finding("DeepSpeed", "good", f"{version}, {compiler}; {told}")
 
 
 def compiled_operators() -> Iterator[Path]:

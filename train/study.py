@@ -147,7 +147,7 @@ def read(path: Path, out: Path, command: Sequence[str]) -> Study:
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no readable TOML file: {error}") from None
     if unknown := sorted(set(content) - {"name", "base", "grid", "skip"}):
         raise ValueError(f"{path}: unknown key {unknown[0]!r}; known: name, base, grid, skip")
