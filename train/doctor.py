@@ -196,7 +196,7 @@ def decodes(suffix: str, on_gpu: bool) -> bool:
 
     image = cv2.imencode(suffix, np.full((64, 64, 3), 200, np.uint8))[1].ravel()
 
-    @pipeline_def(batch_size=1, num_threads=1, device_id=0 if on_gpu else None)
+    @pipeline_def(batch_size=1, num_threads=1, device_id=0 if on_gpu else None)  # type: ignore[arg-type]
     def one() -> Any:
         return fn.decoders.image(fn.external_source(lambda: [image]), device="mixed" if on_gpu else "cpu")
 
