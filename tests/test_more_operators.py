@@ -230,3 +230,22 @@ def test_wrong_parameters_are_refused(make: Any, message: str) -> None:
     with pytest.raises(ValueError) as caught:
         make()
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(("side", "kernel"), [(3, 999), (8, 99), (40, 81)])
+def test_a_blur_wider_than_the_image_goes_on_mirroring(side: int, kernel: int) -> None:
+    """Which torchvision refuses; NumPy mirrors as often as it takes."""
+    image = np.random.default_rng(0).integers(0, 256, (side, side, 3)).astype(np.uint8)
+    transform = Transform((CenterCrop(side), GaussianBlur(1.0, kernel, (2.0, 2.0)), Normalize((0.0,) * 3, (1.0,) * 3)))
+    size = np.array([[side, side]])
+    drawn = transform.draw(keys(1), *size.T)
+    weights = np.exp(-((np.arange(kernel) - kernel // 2) ** 2) / 8.0)
+    wanted = np.pad(image.astype(float), ((kernel // 2,) * 2, (kernel // 2,) * 2, (0, 0)), mode="reflect")
+    for axis in (0, 1):
+        wanted = np.apply_along_axis(np.convolve, axis, wanted, weights / weights.sum(), "valid")
+    made: Any
+    for made in (HostExecutor(transform), DaliExecutor(transform, batch=1, raw=True)):
+        pixels, failures = made.run([image.tobytes()], ["raw"], size, drawn)
+        made.close()
+        assert not failures
+        assert np.abs(255 * pixels[0].permute(1, 2, 0).numpy() - wanted).max() <= 2
