@@ -127,8 +127,15 @@ def test_cells_name_their_runs_and_what_is_not_done_is_told(tmp_path: Path, comm
     assert "| B-ri-0 | stopped |" in told and "A-wt-0" not in told
 
 
-def test_a_stopped_run_stops_the_study_and_is_no_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "stopped.py").write_text("import sys; sys.exit(75)")
+DYING_OF_CTRL_C = "import os, signal; signal.signal(signal.SIGINT, signal.SIG_DFL); os.kill(os.getpid(), signal.SIGINT)"
+
+
+@pytest.mark.parametrize("end", ["import sys; sys.exit(75)", "import sys; sys.exit(130)", DYING_OF_CTRL_C])
+def test_a_stopped_run_stops_the_study_and_is_no_failure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], end: str
+) -> None:
+    """Whatever Ctrl-C met: a training, a second time, or launch.sh before it had begun one."""
+    (tmp_path / "stopped.py").write_text(end)
     study = read(grid_file(tmp_path), tmp_path / "out", [sys.executable, str(tmp_path / "stopped.py")])
     assert run_here(study, 1, 3) == {"A-wt-0": STOPPED}
     assert [run.state for run in study.runs] == ["waiting"] * 6 and capsys.readouterr().err == ""

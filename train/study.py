@@ -7,7 +7,7 @@ The file has `name`, a table `[base]` of the trainer's flags (with _ for -), and
 values; every combination is a run at runs/studies/NAME/. Several `[[grid]]` tables are joined, `[[skip]]` tables leave
 combinations out, and start ri takes no `weights`. Reads the results of the runs; writes study.json and study.md beside
 them. The same command again does only what is missing.
-Exit codes: 0 all is done, 1 some runs failed, 75 stopped (Ctrl-C, a signal to a run): the same command goes on.
+Exit codes: 0 all is done, 1 some runs failed, 75 a signal stopped a run, 130 Ctrl-C: the same command goes on.
 """
 
 from shards.script import run_cli  # no such module? source .venv/bin/activate
@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 
 from shards.aside import write_aside
 from shards.command_line import Parser, add_debug_flag, positive
+from shards.errors import EXIT_INTERRUPTED
 from shards.fetching import shown_place
 from train import config as configs
 from train.config_file import nearest
@@ -54,6 +55,7 @@ SHARED = (
 )
 CHECKPOINT_SECONDS = 80  # submitit warns 90 seconds before the end
 ALIVE_SECONDS = 30  # a trainer touches its lock every five
+STOPS = (EXIT_PREEMPTED, EXIT_INTERRUPTED, -signal.SIGINT)  # of launch.sh; the last before it has begun a training
 STOPPED = "stopped by a signal; the same command goes on"
 _children: "set[subprocess.Popen[str]]" = set()  # of this process, for submitit's warning
 
@@ -109,7 +111,7 @@ class Run:
             _children.add(process)
             told, wrong = process.communicate()
             _children.discard(process)
-        if process.returncode in (0, EXIT_PREEMPTED):
+        if process.returncode in (0, *STOPS):
             return STOPPED if process.returncode else ""
         return (wrong.strip() or told.strip())[-TAIL:] or "no word"
 
