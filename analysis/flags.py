@@ -9,7 +9,7 @@ from shards.command_line import Parser, add_output_flags, positive
 
 # --help shows the others; --help-all these, too.
 RARE = {"model", "weights", "taps", "banks", "batch", "precision", "force", "local_rank"}
-IMAGES = ("shards", "model", "split", "limit", "taps", "banks", "batch", "threads", "device", "precision")
+IMAGES = ("split", "limit", "taps", "banks", "batch", "threads", "device", "precision")
 
 
 def parser(

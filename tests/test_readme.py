@@ -16,7 +16,7 @@ CHANGES = (
     (r"--model resnet50\.tv_in1k --start \w+", f"--model resnet18 --start ri {SMALL}"),
     (r"--name ddsm-ri", "--name ddsm-ri --seed 1"),  # both are RI here, and a report refuses twins
     (r"(prep/phantoms\.py [^#\n]*)", r"\1 --num-images 60 --size 64 "),
-    (r"(analysis/(?!report)\w+\.py \S+)", r"\1 --limit 24"),
+    (r"(analysis/(?!report|l2)\w+\.py \S+)", r"\1 --limit 24"),
     (r"(prep/make_shards\.py [^#\n]*)", r"\1 --short-side 48 "),
 )  # fmt: skip
 
