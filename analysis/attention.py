@@ -60,19 +60,14 @@ def measure(session: Session, which: str) -> dict[str, Any]:
     """Block -> means and standard deviations over images of each head, and the share of prefix tokens."""
     model, split = session.holding(which), session.split()
     distances = distances_of(session).to(session.device)
-    wanted, found, shares = session.num_images(split), [], []
-    bar = session.progress(wanted, which)
-    with attending(model) as weights, torch.inference_mode(), bar:
-        for images, _, _, valid, *_ in session.loader(split):
+    found, shares = [], []
+    with attending(model) as weights, torch.inference_mode():
+        for batch, keep in session.batches(split, which):
             with session.autocast():
-                model(images.to(session.device))
-            keep = valid.cpu().numpy().astype(bool)
+                model(batch.images.to(session.device))
             found.append(_stacked(weights, lambda each: attention_distance(each, distances))[keep])
             shares.append(_stacked(weights, lambda each: prefix_share(each, len(distances)))[keep])
-            bar.update(int(keep.sum()))
-            if sum(map(len, found)) >= wanted:
-                break
-    heads, share = np.concatenate(found)[:wanted], np.concatenate(shares)[:wanted]
+    heads, share = np.concatenate(found), np.concatenate(shares)
     return {
         name: {"mean": heads[:, i].mean(0), "sd": heads[:, i].std(0), "prefix_share": share[:, i].mean(0)}
         for i, name in enumerate(attention_modules(model))

@@ -176,7 +176,7 @@ def _fill(
     model.to(device)
     kind = torch.device(device).type
     try:
-        with evaluating(model), tapped(model, taps) as outputs, torch.inference_mode():
+        with evaluating(model), tapped(taps) as outputs, torch.inference_mode():
             for count, (images, labels, ids, valid, *_) in enumerate(loader_from(consumed)):
                 room = total - consumed
                 keep = valid.cpu().numpy() & (np.arange(len(ids)) < room)

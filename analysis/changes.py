@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from train.starts import is_norm
+
 KINDS = ("weights", "biases", "norms", "buffers")
 TRAINED = ("weights", "biases", "norms")
 
@@ -40,17 +42,11 @@ def kinds_of_keys(model: nn.Module) -> dict[str, str]:
         owner, _, leaf = key.rpartition(".")
         if key not in parameters:
             kinds[key] = "buffers"
-        elif _is_norm(modules[owner]):
+        elif is_norm(modules[owner]):
             kinds[key] = "norms"
         else:
             kinds[key] = "biases" if leaf == "bias" or leaf.endswith("_bias") else "weights"
     return kinds
-
-
-def _is_norm(module: nn.Module) -> bool:
-    return isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)) or any(
-        "norm" in base.__name__.lower() for base in type(module).__mro__
-    )
 
 
 def change(start: Sequence[Tensor], end: Sequence[Tensor]) -> Change:
@@ -63,12 +59,12 @@ def change(start: Sequence[Tensor], end: Sequence[Tensor]) -> Change:
     for before, after in zip(start, end, strict=True):
         if before.shape != after.shape:
             raise ValueError(f"tensors of shapes {tuple(before.shape)} and {tuple(after.shape)} cannot be compared")
-        before, after = before.detach().double().flatten(), after.detach().double().flatten()
-        distance = float(torch.dot(after - before, after - before))
+        first, last = (tensor.detach().double().flatten() for tensor in (before, after))
+        distance = float(torch.dot(last - first, last - first))
         squares["difference"] += distance
-        squares["start"] += float(torch.dot(before, before))
-        squares["end"] += float(torch.dot(after, after))
-        squares["product"] += float(torch.dot(before, after))
+        squares["start"] += float(torch.dot(first, first))
+        squares["end"] += float(torch.dot(last, last))
+        squares["product"] += float(torch.dot(first, last))
         count += before.numel()
         study.append(np.sqrt(distance) / before.numel())
     absolute, start_norm, end_norm = (float(np.sqrt(squares[name])) for name in ("difference", "start", "end"))

@@ -35,7 +35,7 @@ def legend(entries: Sequence[tuple[str, int, int]]) -> str:
 
 def svg_key(svg: str, entries: Sequence[tuple[str, int, int]], width: float) -> str:
     """The chart with a key of (name, colour, shape) below it, in rows that fit the width."""
-    size = [float(svg.split(f' {side}="')[1].split('"')[0]) for side in ("width", "height")]
+    size = size_of(svg)
     parts, x, y = [], 12.0, size[1] + 12
     for name, colour, shape in entries:
         wide = 22 + text_width(name)
@@ -46,6 +46,26 @@ def svg_key(svg: str, entries: Sequence[tuple[str, int, int]], width: float) -> 
         x += wide
     inside, label = svg.split(">", 1)[1].removesuffix("</svg>"), svg.split('aria-label="')[1].split('"')[0]
     return svg_root(size[0], y + 8, unescape(label), inside + "".join(parts))
+
+
+def size_of(svg: str) -> tuple[float, float]:
+    """Width and height of a chart, pixels."""
+    wide, high = (float(svg.split(f' {side}="')[1].split('"')[0]) for side in ("width", "height"))
+    return wide, high
+
+
+def placed(svg: str, x: float, y: float) -> str:
+    """A chart at a place within another."""
+    return svg.replace("<svg ", f'<svg x="{x:.0f}" y="{y:.0f}" ', 1)
+
+
+def side_by_side(charts: Sequence[str], label: str, gap: float = 10) -> str:
+    """Charts in a row, as one."""
+    parts, x = [], 0.0
+    for svg in charts:
+        parts.append(placed(svg, x, 0))
+        x += size_of(svg)[0] + gap
+    return svg_root(x, max(size_of(svg)[1] for svg in charts), label, "".join(parts))
 
 
 def svg_root(width: float, height: float, label: str, inside: str) -> str:

@@ -6,12 +6,13 @@ Series differ in colour, marker and dash, and every mark carries its value as a 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from math import ceil, floor, inf, isfinite, log10, nan
+from math import ceil, floor, inf, isfinite, log10
 
 import numpy as np
 
 from analysis.chart_parts import DASHES, colour_bar, mark, number, svg_root, text_width, ticks
 from analysis.chart_style import colour_class, shade_class
+from analysis.results import as_float
 
 
 @dataclass(frozen=True)
@@ -110,17 +111,13 @@ def heat_map(
                 f"{number(value)}{f' ({escape(notes[i][j])})' if notes else ''}</title></rect>"
             )
     every = -(-11 // cell)
-    for i, row in enumerate(rows):
-        if i % every == 0:
-            middle_y = top + cell * (len(rows) - 1 - i if first_row_below else i) + cell / 2 + 3
-            parts.append(f'<text class="tiny" x="{left - 5}" y="{middle_y:.1f}" text-anchor="end">{escape(row)}</text>')
-    for j, column in enumerate(columns):
-        if j % every == 0:
-            x, y = left + cell * j + cell / 2 + 3, top + tall + 6
-            parts.append(
-                f'<text class="tiny" transform="translate({x:.1f} {y}) rotate(-90)" text-anchor="end">'
-                f"{escape(column)}</text>"
-            )
+    for i, row in enumerate(rows[::every]):
+        place = len(rows) - 1 - every * i if first_row_below else every * i
+        middle_y = top + cell * place + cell / 2 + 3
+        parts.append(f'<text class="tiny" x="{left - 5}" y="{middle_y:.1f}" text-anchor="end">{escape(row)}</text>')
+    for j, column in enumerate(columns[::every]):
+        turned = f"translate({left + cell * every * j + cell / 2 + 3:.1f} {top + tall + 6}) rotate(-90)"
+        parts.append(f'<text class="tiny" transform="{turned}" text-anchor="end">{escape(column)}</text>')
     parts.append(
         f'<text x="{left + wide / 2:.0f}" y="{top + tall + depth + 8}" text-anchor="middle">{escape(x_title)}</text>'
     )
@@ -294,5 +291,4 @@ def _label_depth(categories: Sequence[str], inner: float) -> float:
 
 def values_or_gaps(mapping: dict[str, float], names: Sequence[str]) -> list[float]:
     """Values of `names` in order, NaN where the mapping lacks one or holds null."""
-    found = [mapping.get(name) for name in names]
-    return [nan if value is None else float(value) for value in found]
+    return [as_float(mapping.get(name)) for name in names]

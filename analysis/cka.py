@@ -20,11 +20,12 @@ from typing import Any
 
 import numpy as np
 
+from analysis.chart_parts import side_by_side
 from analysis.chart_style import standalone
 from analysis.charts import heat_map
 from analysis.console import announce, table
-from analysis.flags import parser
-from analysis.opinions import canonical_correlations, ceiling, image_halves, null_level, procrustes
+from analysis.flags import add_pool, parser
+from analysis.opinions import cca, ceiling, image_halves, null_level, procrustes
 from analysis.results import write_result
 from analysis.session import Session
 from analysis.similarity import batch_hsics, cka_of_hsic, hsic_of_layers, jackknife_error
@@ -103,7 +104,10 @@ def _labels(sides: Sequence[Side]) -> dict[str, list[str]]:
 
 
 def of_pooled(sides: Sequence[Side], how: str, minibatch: int, seed: int) -> dict[str, Any]:
-    """CKA of pooled features: whole split, mini-batches, and what frames the values of a layer with itself."""
+    """CKA of pooled features: whole split, mini-batches, and what frames the values of a layer with itself.
+
+    Raises ValueError where the sides saw different images.
+    """
     banks = [(name, session.bank(state), list(session.taps)) for name, session, state in sides]
     ids = banks[0][1].sample_ids
     if any(not np.array_equal(bank.sample_ids, ids) for _, bank, _ in banks):
@@ -157,15 +161,16 @@ def _minibatch(hsics: np.ndarray, sizes: Sequence[tuple[str, int]]) -> dict[str,
 
 
 def frame(first: np.ndarray, second: np.ndarray, seed: int) -> dict[str, Any]:
-    """What a layer's CKA with itself is to be read against, and other measures of the same question."""
-    correlations = canonical_correlations(first, second)
+    """What a layer's CKA with itself is to be read against, and other measures of the same question.
+
+    `first` and `second` float[n, d]: the layer at the start and at the end, of the same images.
+    """
     return {
         "null": null_level(first, second, seed=seed),
         "ceiling": ceiling(second, seed=seed),
         "image_halves": image_halves(first, second, seed=seed),
         "procrustes": procrustes(first, second),
-        "cca_mean": float(correlations.mean()) if len(correlations) else float("nan"),
-        "cca_r2": float(np.square(correlations).mean()) if len(correlations) else float("nan"),
+        **cca(first, second),
     }
 
 
@@ -199,16 +204,7 @@ def maps(values: Mapping[str, Any], kind: str) -> list[str]:
 def figure(values: Mapping[str, Any]) -> str:
     """The matrices side by side."""
     made = maps(values, "whole" if "whole" in values else "minibatch")
-    placed, x, tall = [], 0.0, 0.0
-    for svg in made:
-        wide, high = (float(svg.split(f' {side}="')[1].split('"')[0]) for side in ("width", "height"))
-        placed.append(svg.replace("<svg ", f'<svg x="{x:.0f}" ', 1))
-        x, tall = x + wide + 10, max(tall, high)
-    about = f"{len(made)} matrices of {CAPTION}"
-    return (
-        f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {x:.0f} {tall:.0f}" width="{x:.0f}" '
-        f'height="{tall:.0f}" role="img" aria-label="{about}">{"".join(placed)}</svg>'
-    )
+    return side_by_side(made, f"{len(made)} matrices of {CAPTION}")
 
 
 def text(values: Mapping[str, Any]) -> list[str]:
@@ -231,12 +227,7 @@ def command_line() -> argparse.ArgumentParser:
     """The flags of this script, and those of all."""
     made = parser(__doc__, rare={"pool", "minibatch", "memory"})
     made.add_argument("--features", choices=("pooled", "tokens"), default="pooled", help="pooled, or every token")
-    made.add_argument(
-        "--pool",
-        choices=("auto", "cls", "mean", "both"),
-        default="both",
-        help="what of a transformer's tokens; a stem's cls alone is constant",
-    )
+    add_pool(made, "both", "; a stem's cls alone is constant")
     made.add_argument("--minibatch", type=positive, default=64, help="images of a mini-batch")
     made.add_argument("--whole", action="store_true", help="of tokens: over the whole split, too")
     made.add_argument("--memory", type=float, default=2.0, help="GB of activations held for --whole; less costs passes")

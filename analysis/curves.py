@@ -13,19 +13,18 @@ from analysis.launching import launch  # no such module? source .venv/bin/activa
 import argparse
 import csv
 import io
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from analysis.chart_parts import number, svg_key, svg_root
+from analysis.chart_parts import number, placed, size_of, svg_key, svg_root
 from analysis.chart_style import standalone
 from analysis.charts import Panel, Series, lines
 from analysis.console import announce, table
 from analysis.gains import STARTS, flags, request_of
 from analysis.paired import bounds
-from analysis.results import write_result
+from analysis.results import as_float, write_result
 from analysis.study_runs import Gathered, Trained, gather, resampled, same_set
 from shards.aside import write_aside
 from train.layers import group_index, layer_groups
@@ -67,7 +66,7 @@ def measure(found: Gathered, draws: int, seed: int) -> dict[str, Any]:
 
 
 def by_depth(runs: Sequence[Trained], drawn: np.ndarray | None) -> dict[str, Any] | None:
-    """Score by how many layer groups are pretrained; None where no run has a boundary."""
+    """Score by how many layer groups are pretrained; None where no run has a boundary. `drawn` [draws, runs]."""
     whole = [(i, run) for i, run in enumerate(runs) if run.fraction == 1 and run.start != "ri"]
     if not any(run.until is not None for _, run in whole):
         return None
@@ -82,7 +81,10 @@ def by_depth(runs: Sequence[Trained], drawn: np.ndarray | None) -> dict[str, Any
 
 
 def by_data(runs: Sequence[Trained], drawn: np.ndarray | None) -> dict[str, Any] | None:
-    """Score by fraction of the training split, a series a start; None where all runs saw one fraction."""
+    """Score by fraction of the training split, a series a start; None where all runs saw one fraction.
+
+    `drawn` [draws, runs].
+    """
     series = {}
     for start in STARTS:
         chosen = [(i, run) for i, run in enumerate(runs) if run.start == start and run.until is None]
@@ -113,11 +115,11 @@ def panel(curve: Mapping[str, Any]) -> Panel:
     for place, (name, points) in enumerate(curve["series"].items()):
         colour, shift = colour_of(name), 9 * (place - middle)
         x = [point["x"] for point in points]
-        low, high = ([_nan(point["interval"][side]) for point in points] for side in (0, 1))
-        y = [_nan(point["mean"]) for point in points]
+        low, high = ([as_float(point["interval"][side]) for point in points] for side in (0, 1))
+        y = [as_float(point["mean"]) for point in points]
         for point in points:
             for i, score in enumerate(point["scores"] if len(point["scores"]) > 1 else ()):
-                dot = Series(f"{name}, run {i + 1}", [point["x"]], [_nan(score)], colour, size=2.3, shift=shift)
+                dot = Series(f"{name}, run {i + 1}", [point["x"]], [as_float(score)], colour, size=2.3, shift=shift)
                 series.append(dot)
         series.append(Series(f"mean of {name}", x, y, colour, low=low, high=high, shift=shift))  # above its runs
     return Panel(f"{curve['model']} on {curve['set']}", series, curve["metric"].replace("_", " "), height=190)
@@ -142,11 +144,11 @@ def figure(values: Mapping[str, Any], by: str | None = None, width: int = 760, *
         made.append(svg_key(svg, [(name, colour_of(name), colour_of(name)) for name in names], width) if key else svg)
     if len(made) == 1:
         return made[0]
-    placed, y = [], 0.0
+    parts, y = [], 0.0
     for svg in made:
-        placed.append(svg.replace("<svg ", f'<svg y="{y:.0f}" ', 1))
-        y += float(svg.split(' height="')[1].split('"')[0]) + 10
-    return svg_root(width, y, "curves by depth and by data", "".join(placed))
+        parts.append(placed(svg, 0, y))
+        y += size_of(svg)[1] + 10
+    return svg_root(width, y, "curves by depth and by data", "".join(parts))
 
 
 def x_marks(curves: Sequence[Mapping[str, Any]]) -> dict[float, str]:
@@ -194,12 +196,8 @@ def text(values: Mapping[str, Any]) -> list[str]:
     """The table for the console."""
     told = [list(HEAD)]
     for row in rows(values):
-        told.append([cell if isinstance(cell, str) else number(_nan(cell)) for cell in row])
+        told.append([cell if isinstance(cell, str) else number(as_float(cell)) for cell in row])
     return table(told) + [f"note: {remark}" for remark in values["remarks"]]
-
-
-def _nan(value: float | None) -> float:
-    return math.nan if value is None else float(value)
 
 
 if __name__ == "__main__":

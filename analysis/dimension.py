@@ -17,8 +17,8 @@ from analysis.chart_parts import number
 from analysis.chart_style import standalone
 from analysis.charts import Panel, Series, lines
 from analysis.console import announce, table
-from analysis.flags import parser
-from analysis.results import write_result
+from analysis.flags import add_pool, parser
+from analysis.results import as_float, write_result
 from analysis.session import EMBEDDING, Session
 from analysis.twonn import dimension
 
@@ -51,8 +51,8 @@ def figure(values: Mapping[str, Any]) -> str:
     layers = list(next(iter(states.values())))
     series = []
     for colour, (which, found) in enumerate(states.items()):
-        middle = [_nan(found[layer]["value"]) for layer in layers]
-        error = [_nan(found[layer]["error"]) for layer in layers]
+        middle = [as_float(found[layer]["value"]) for layer in layers]
+        error = [as_float(found[layer]["error"]) for layer in layers]
         low, high = ([m + sign * e for m, e in zip(middle, error, strict=True)] for sign in (-1, 1))
         series.append(
             Series(which, range(len(layers)), middle, colour=colour, dash=which == "start", low=low, high=high)
@@ -68,7 +68,7 @@ def text(values: Mapping[str, Any]) -> list[str]:
     rows = [["layer", *(f"{which}{part}" for which in states for part in ("", ", halves"))]]
     for layer in next(iter(states.values())):
         rows.append(
-            [layer, *(number(_nan(found[layer][part])) for found in states.values() for part in ("value", "half"))]
+            [layer, *(number(as_float(found[layer][part])) for found in states.values() for part in ("value", "half"))]
         )
     return [*table(rows), *(f"–: {line}" for line in reasons(values))]
 
@@ -84,16 +84,10 @@ def reasons(values: Mapping[str, Any]) -> list[str]:
     return [f"{why} ({'all layers' if len(of) == every else ', '.join(of)})" for why, of in found.items()]
 
 
-def _nan(value: float | None) -> float:
-    return float("nan") if value is None else float(value)
-
-
 def command_line() -> argparse.ArgumentParser:
     """The flags of this script, and those of all."""
     made = parser(__doc__)
-    made.add_argument(
-        "--pool", choices=("auto", "cls", "mean", "both"), default="mean", help="what of a transformer's tokens"
-    )
+    add_pool(made, "mean")
     return made
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from sklearn.decomposition import PCA
 
-from analysis.chart_parts import svg_key
+from analysis.chart_parts import placed, size_of, svg_key, svg_root
 from analysis.chart_style import NUM_SERIES, standalone
 from analysis.charts import Dots, scatter
 from analysis.console import announce
@@ -119,19 +119,13 @@ def colourings(values: Mapping[str, Any]) -> dict[str, tuple[list[str], list[int
 
 def figure(values: Mapping[str, Any], width: int = 380) -> str:
     """A row a method, a column a colouring."""
-    columns, placed, y = colourings(values), [], 0.0
+    columns, parts, y = colourings(values), list[str](), 0.0
     for name, found in values["maps"].items():
-        points, tall = np.array(found["points"], np.float64), 0.0
-        for column, (by, (names, of)) in enumerate(columns.items()):
-            svg = panel(points, name, by, names, of, found, width)
-            placed.append(svg.replace("<svg ", f'<svg x="{column * (width + 8)}" y="{y:.0f}" ', 1))
-            tall = max(tall, float(svg.split(' height="')[1].split('"')[0]))
-        y += tall + 8
-    wide = len(columns) * (width + 8)
-    return (
-        f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {y:.0f}" width="{wide}" '
-        f'height="{y:.0f}" role="img" aria-label="maps of the embedding">{"".join(placed)}</svg>'
-    )
+        points = np.array(found["points"], np.float64)
+        row = [panel(points, name, by, names, of, found, width) for by, (names, of) in columns.items()]
+        parts += [placed(svg, column * (width + 8), y) for column, svg in enumerate(row)]
+        y += max(size_of(svg)[1] for svg in row) + 8
+    return svg_root(len(columns) * (width + 8), y, "maps of the embedding", "".join(parts))
 
 
 def panel(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.command_line import Parser, add_output_flags, positive
+from train.hooks import HOWS, How
 
 # --help shows the others; --help-all these, too.
 RARE = {"model", "weights", "taps", "banks", "batch", "precision", "force", "local_rank"}
@@ -54,3 +55,8 @@ def parser(
     add_output_flags(shared, "the result")
     made.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher gives it
     return made
+
+
+def add_pool(made: argparse.ArgumentParser, default: How, why: str = "") -> None:
+    """--pool: how tokens become one vector, and `why` the default is another than elsewhere."""
+    made.add_argument("--pool", choices=HOWS, default=default, help=f"what of a transformer's tokens{why}")

@@ -44,7 +44,7 @@ def frechet_distance(first: ArrayLike, second: ArrayLike, device: str | torch.de
 def halves(features: ArrayLike, seed: int, device: str | torch.device = "cpu") -> float:
     """FID of two random halves of one cloud: what a distance of so few images is at least, for no reason but noise.
 
-    NaN for fewer than four images.
+    `features` [n, d]. NaN for fewer than four images.
     """
     array = np.asarray(features)
     if len(array) < 2 * MIN_IMAGES:

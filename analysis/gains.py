@@ -29,7 +29,7 @@ from analysis.chart_style import standalone
 from analysis.console import announce, table
 from analysis.dot_charts import Dot, dot_panels
 from analysis.paired import bootstrap_p, bounds, holm
-from analysis.results import write_result
+from analysis.results import as_float, write_result
 from analysis.study_runs import STUDIES, Gathered, Trained, gather, resampled, same_set
 from shards.aside import write_aside
 from shards.command_line import Parser, add_output_flags, positive
@@ -201,11 +201,11 @@ def figure(values: Mapping[str, Any], width: int = 940) -> str:
     by_fid = all(each.get("fid") is not None for each in cells)
     panels: dict[str, list[Dot]] = {}
     for each in cells:
-        low, high = (_nan(v) for v in each["features_interval"])
-        note = f"{each['set']}: WT/RI {number(_nan(each['size']))}, (WT-ST)/WT {number(_nan(each['features']))}"
+        low, high = (as_float(v) for v in each["features_interval"])
+        note = f"{each['set']}: WT/RI {number(as_float(each['size']))}, (WT-ST)/WT {number(as_float(each['features']))}"
         note += f" (95 %: {number(low)} to {number(high)})"
         x = float(each["fid"]) if by_fid else float(sets.index(each["set"]))
-        size, y, shade = (_nan(each[name]) for name in ("size", "features", "colour"))
+        size, y, shade = (as_float(each[name]) for name in ("size", "features", "colour"))
         panels.setdefault(each["model"], []).append(Dot(x, y, low, high, size, shade, note, each["set"]))
     return dot_panels(
         list(panels.items()),
@@ -277,7 +277,7 @@ def text(values: Mapping[str, Any]) -> list[str]:
     """The tables for the console."""
     rank = values["spearman"]
     lines = [*table(rows(values)), "means over seeds:", *table(seed_rows(values))]
-    lines.append(f"Spearman of size and colour over {rank['cells']} cells: {number(_nan(rank['rho']))}")
+    lines.append(f"Spearman of size and colour over {rank['cells']} cells: {number(as_float(rank['rho']))}")
     return lines + [f"note: {remark}" for remark in values["remarks"]]
 
 
@@ -288,10 +288,6 @@ def _with_interval(value: float | None, interval: Sequence[float | None]) -> str
 
 def _short(value: float | None) -> str:
     return f"{value:.3g}" if value is not None and math.isfinite(value) else "–"
-
-
-def _nan(value: float | None) -> float:
-    return math.nan if value is None else float(value)
 
 
 def flags(description: str) -> argparse.ArgumentParser:

@@ -23,7 +23,7 @@ from analysis.chart_style import standalone
 from analysis.charts import Panel, Series, lines, values_or_gaps
 from analysis.console import announce, table
 from analysis.flags import parser
-from analysis.results import write_result
+from analysis.results import as_float, write_result
 from analysis.session import EMBEDDING, Session
 from shards.command_line import positive
 from train.knn import knn_probabilities
@@ -121,7 +121,7 @@ def figure(values: Mapping[str, Any], title: str) -> str:
     for colour, (which, state) in enumerate(states.items()):
         found = values_or_gaps(by_layer(state, target), layers)
         series.append(Series(which, range(len(layers)), found, colour=colour, dash=which == "start"))
-        levels.append((_value(state["embedding"][target]), f"embedding of the {which}", colour))
+        levels.append((as_float(state["embedding"][target]), f"embedding of the {which}", colour))
     note = "● " + "  ■ ".join(states) + "; dotted: at the embedding"
     if any(len(ways) > 1 for state in states.values() for ways in state["layers"].values()):
         note += "; best pooling of each layer, chosen on these images: a little too good"
@@ -132,17 +132,13 @@ def text(values: Mapping[str, Any], what: str = "k-NN") -> list[str]:
     """The table for the console."""
     target, states = values["target"], values["states"]
     rows = [[f"{target} of {what}", *states]]
-    rows.append([EMBEDDING, *(number(_value(state["embedding"][target])) for state in states.values())])
+    rows.append([EMBEDDING, *(number(as_float(state["embedding"][target])) for state in states.values())])
     columns = {which: by_layer(state, target) for which, state in states.items()}
     for layer in next(iter(columns.values())):
         rows.append([layer, *(number(column[layer]) for column in columns.values())])
     unsaid = ", ".join(values["unsaid_labels"])
     note = [f"note: all of {BANK_SPLIT} ignores {unsaid}: no metric has it"] if unsaid else []
     return table(rows) + note
-
-
-def _value(value: float | None) -> float:
-    return float("nan") if value is None else value
 
 
 def command_line() -> argparse.ArgumentParser:

@@ -37,12 +37,16 @@ def main(args: argparse.Namespace) -> None:
         "layers": list(session.groups),
     }
     if args.study_exact:
-        return _as_the_study(session, request)
-    if session.answered("l2", request):
-        return
+        _as_the_study(session, request)
+    elif not session.answered("l2", request):
+        _measure(session, request)
+
+
+def _measure(session: Session, request: dict[str, Any]) -> None:
+    start, end = session.state("start"), session.state("end")
     measured = changes(start, end, session.groups, kinds_of_keys(session.model))
     path = write_result(session.out, "l2", request, describe(measured), standalone(figure(measured)))
-    announce(args, path, text(measured))
+    announce(session.args, path, text(measured))
 
 
 def _as_the_study(session: Session, request: dict[str, Any]) -> None:

@@ -74,7 +74,7 @@ def probe(
 
 
 def cross_entropy(labels: ArrayLike, probabilities: ArrayLike) -> float:
-    """Mean -log probability of what is true, each probability kept above 1e-12; labels as in `Samples`.
+    """Mean -log probability [n, C] of what is true, each kept above 1e-12; labels as in `Samples`.
 
     Of several labels, those that are ignored or of which nothing is said (NaN) do not count.
     """

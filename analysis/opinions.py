@@ -31,22 +31,16 @@ def canonical_correlations(first: Array, second: Array, *, centre: bool = True) 
     return np.asarray(np.linalg.svd(overlap, compute_uv=False)) if min(overlap.shape) else np.empty(0)
 
 
-def cca_r2(first: Array, second: Array, *, centre: bool = True) -> float:
-    """Return the mean squared canonical correlation, 0..1, NaN where undefined (Kornblith et al., 2019, table 1).
+def cca(first: Array, second: Array, *, centre: bool = True) -> dict[str, float]:
+    """Return "cca_mean" and "cca_r2": mean canonical correlation and mean of their squares, 0..1, NaN where undefined.
 
-    `first` [n, p] and `second` [n, q]: features of the same n images.
+    Raghu et al. (2017) and Kornblith et al. (2019, table 1). `first` [n, p] and `second` [n, q]: features of the same
+    n images.
     """
     found = canonical_correlations(first, second, centre=centre)
-    return float(np.square(found).mean()) if len(found) else float("nan")
-
-
-def cca_mean(first: Array, second: Array, *, centre: bool = True) -> float:
-    """Return the mean canonical correlation, 0..1, NaN where undefined (Raghu et al., 2017).
-
-    `first` [n, p] and `second` [n, q]: features of the same n images.
-    """
-    found = canonical_correlations(first, second, centre=centre)
-    return float(found.mean()) if len(found) else float("nan")
+    if not len(found):
+        return {"cca_mean": float("nan"), "cca_r2": float("nan")}
+    return {"cca_mean": float(found.mean()), "cca_r2": float(np.square(found).mean())}
 
 
 def procrustes(first: Array, second: Array) -> float:

@@ -56,7 +56,7 @@ def bootstrap_p(differences: ArrayLike) -> float:
 
 
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:
-    """P-values adjusted for their number (Holm 1979), in the order given; NaN stays and does not count.
+    """P-values [m] adjusted for their number (Holm 1979), in the order given; NaN stays and does not count.
 
     Sorted p_(i) of m become max over j <= i of min(1, (m - j + 1) p_(j)).
     """

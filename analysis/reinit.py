@@ -23,7 +23,7 @@ from analysis.charts import Panel, Series, lines, values_or_gaps
 from analysis.console import announce, table
 from analysis.flags import parser
 from analysis.replay import Replay
-from analysis.results import write_result
+from analysis.results import as_float, write_result
 from analysis.session import Session
 from train.models import build, recipe_of
 
@@ -60,21 +60,13 @@ def exchanged_metrics(
     replay = Replay(model, session.groups, reuse=reuse)
     outputs: dict[str | None, list[np.ndarray]] = {}
     labels: list[np.ndarray] = []
-    seen, total = 0, session.num_images(split)
     multi_label = session.shards.task == "multi-label"
-    with session.progress(total, "exchanged") as bar:
-        for batch in session.loader(split):
-            size = len(batch.labels)
-            keep = batch.valid.cpu().numpy() & (np.arange(size) < total - seen)
-            with session.autocast():
-                for group, logits in replay.run(batch.images.to(session.device), exchanges):
-                    scores = logits.double().sigmoid() if multi_label else logits.double().softmax(1)
-                    outputs.setdefault(group, []).append(scores.cpu().numpy()[keep])
-            labels.append(batch.labels.cpu().numpy()[keep])
-            bar.update(min(size, total - seen))
-            seen += size
-            if seen >= total:
-                break
+    for batch, keep in session.batches(split, "exchanged"):
+        with session.autocast():
+            for group, logits in replay.run(batch.images.to(session.device), exchanges):
+                scores = logits.double().sigmoid() if multi_label else logits.double().softmax(1)
+                outputs.setdefault(group, []).append(scores.cpu().numpy()[keep])
+        labels.append(batch.labels.cpu().numpy()[keep])
     known = np.concatenate(labels)
     return {group: session.metrics(known, np.concatenate(parts)) for group, parts in outputs.items()}
 
@@ -83,8 +75,7 @@ def figure(values: Mapping[str, Any]) -> str:
     """Target metric after the exchange by layer; the untouched model's as a level."""
     target, layers = values["target"], list(values["layers"])
     found = values_or_gaps({layer: row[target] for layer, row in values["layers"].items()}, layers)
-    level = values["baseline"][target]
-    levels = [(float("nan") if level is None else level, "as trained", 1)]
+    levels = [(as_float(values["baseline"][target]), "as trained", 1)]
     panel = Panel(values["about"], [Series("exchanged", range(len(layers)), found)], target, levels, height=220)
     return lines([panel], categories=layers, x_title="layer group exchanged · dotted: as trained")
 
@@ -92,8 +83,8 @@ def figure(values: Mapping[str, Any]) -> str:
 def text(values: Mapping[str, Any]) -> list[str]:
     """The table for the console."""
     target = values["target"]
-    rows = [["exchanged", target], ["nothing", number(values["baseline"][target])]]
-    rows += [[layer, number(row[target])] for layer, row in values["layers"].items()]
+    rows = [["exchanged", target], ["nothing", number(as_float(values["baseline"][target]))]]
+    rows += [[layer, number(as_float(row[target]))] for layer, row in values["layers"].items()]
     return table(rows)
 
 

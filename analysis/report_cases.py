@@ -31,7 +31,9 @@ def _strip(entry: Entry) -> str:
 
 
 def surest_mistakes(said: Told, count: int) -> np.ndarray:
-    """Rows of wrong predictions, the surest first; of several labels the image with the label farthest off."""
+    """Rows int64[k] of wrong predictions, the surest first, at most `count`; of several labels the image with the label
+    farthest off.
+    """
     if said.labels.ndim == 1:
         wrong = said.probabilities.argmax(1) != said.labels
         sure = np.where(wrong, said.probabilities.max(1), -1.0)

@@ -9,6 +9,7 @@ from analysis.chart_parts import legend, number
 from analysis.report_data import Report
 from analysis.report_style import chart, details, heading, html_table
 from analysis.report_words import card, metric_name, rounded
+from analysis.results import as_float
 
 GAINS_TOLD = (
     "A dot is a model on a shard set. Height and shade: the share of WT's score that its features gave, "
@@ -40,7 +41,7 @@ def _gains(values: dict[str, Any]) -> str:
     head, *rows = gains.rows(values)
     rank = values["spearman"]
     told = (
-        f"Spearman of area and shade over {rank['cells']} cells: {number(_nan(rank['rho']))}. "
+        f"Spearman of area and shade over {rank['cells']} cells: {number(as_float(rank['rho']))}. "
         if rank["cells"] > 2
         else ""
     )
@@ -79,7 +80,7 @@ def _curve(values: dict[str, Any], by: str) -> str:
     titles = {"depth": "Up to where must features be pretrained?", "data": "With how much data does it matter?"}
     names = list(dict.fromkeys(name for curve in chosen for name in curve["series"]))
     rows = [row for row in curves.rows(values) if row[2] == by]
-    cells = [[escape(cell) if isinstance(cell, str) else number(_nan(cell)) for cell in row] for row in rows]
+    cells = [[escape(cell) if isinstance(cell, str) else number(as_float(cell)) for cell in row] for row in rows]
     table = details("The values", html_table(list(curves.HEAD), cells, text_columns=4))
     key = legend([(name, curves.colour_of(name), 0) for name in names])
     return card(f"<h3>{titles[by]}</h3>{key}{chart(curves.figure(values, by, 760), CURVE_TOLD)}{table}")
@@ -101,7 +102,3 @@ def _runs_table(report: Report) -> str:
 
 def _remarks(remarks: Sequence[str]) -> str:
     return "".join(f"<p class=hint>{escape(remark)}.</p>" for remark in remarks)
-
-
-def _nan(value: float | None) -> float:
-    return float("nan") if value is None else float(value)

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from analysis import curves, gains
 from analysis.charts import values_or_gaps
 from analysis.gains import STARTS
 from analysis.knn import by_layer
-from analysis.results import read_result
+from analysis.results import as_float, read_result
 from analysis.study_runs import PREDICTIONS, Gathered, Trained, gather, trained
 from shards.shardset import ShardSet
 from train.metrics import Task
@@ -84,8 +83,7 @@ class Entry:
 
     def test_value(self) -> float:
         """The target metric on the test split; NaN where there is none."""
-        value = (self.results.get("test") or {}).get(self.target or "")
-        return float("nan") if value is None else float(value)
+        return as_float((self.results.get("test") or {}).get(self.target or ""))
 
     @property
     def why_no_score(self) -> str:
@@ -99,9 +97,7 @@ class Entry:
     def test_interval(self, name: str) -> tuple[float, float, float]:
         """(value, low, high) of a test metric; NaN for bounds that were not worked out."""
         found = ((self.results.get("test_details") or {}).get("intervals") or {}).get(name) or {}
-        values = (self.results["test"].get(name), found.get("low"), found.get("high"))
-        low_and_high = [nan if value is None else float(value) for value in values]
-        return low_and_high[0], low_and_high[1], low_and_high[2]
+        return as_float(self.results["test"].get(name)), as_float(found.get("low")), as_float(found.get("high"))
 
     @property
     def calibration(self) -> Mapping[str, Any]:

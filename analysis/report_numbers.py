@@ -11,7 +11,6 @@ from analysis.report_data import KNOWN, Entry, Report
 from analysis.report_scores import confusion_of, learning_records, reliability_of
 from analysis.results import plain
 
-FRAME = ("null", "ceiling", "image_halves", "procrustes", "cca_r2")
 HEAD = ("run", "start", "what", "layer", "value")
 
 

@@ -12,7 +12,8 @@ from analysis.charts import Panel, Series, lines
 from analysis.cka import maps, pairs
 from analysis.report_data import KNOWN, Entry, Report
 from analysis.report_style import chart, details, heading, html_table
-from analysis.report_words import as_float, card, metric_name, named, pill, target_names
+from analysis.report_words import card, metric_name, named, pill, target_names
+from analysis.results import as_float
 
 MOST_POINTS = 3000  # of a map in a page
 MEASURES = (

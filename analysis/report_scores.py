@@ -11,17 +11,8 @@ from analysis.charts import Panel, Series, heat_map, lines
 from analysis.report_cases import worst_cases
 from analysis.report_data import Entry
 from analysis.report_style import chart, details, heading, html_table
-from analysis.report_words import (
-    as_float,
-    card,
-    grid,
-    metric_name,
-    named,
-    rounded,
-    set_name,
-    target_names,
-    with_interval,
-)
+from analysis.report_words import card, grid, metric_name, named, rounded, set_name, target_names, with_interval
+from analysis.results import as_float
 from shards.words import counted
 from train.metrics import Task, confusion_matrix
 

@@ -1,6 +1,5 @@
 """Is the data sound? How patients were kept apart, what was left out, samples of each class."""
 
-import base64
 from collections.abc import Sequence
 from html import escape
 
@@ -12,6 +11,7 @@ from analysis.chart_style import NUM_SERIES
 from analysis.report_data import Entry
 from analysis.report_style import heading, html_table
 from analysis.report_words import card, vector
+from analysis.saliency import jpeg
 from shards.shardset import ShardSet, Split
 from shards.sheet import choose_examples, tile
 
@@ -95,12 +95,9 @@ def _samples(shards: ShardSet) -> str:
         tiles = [square(split, int(position)) for position in positions]
         blank = np.full_like(tiles[0], 255)
         strip = np.concatenate([*tiles, *[blank] * (EXAMPLES - len(tiles))], axis=1)
-        done, encoded = cv2.imencode(".jpg", strip[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 82])
-        assert done
-        source = base64.b64encode(encoded.tobytes()).decode()
         rows.append(
             f'<div>{escape(name)}</div><img alt="{len(tiles)} samples of class {escape(name, quote=True)}" '
-            f'width="{strip.shape[1]}" height="{TILE_PIXELS}" src="data:image/jpeg;base64,{source}">'
+            f'width="{strip.shape[1]}" height="{TILE_PIXELS}" src="{jpeg(strip)}">'
         )
     return f'<div class="samples">{"".join(rows)}</div>'
 

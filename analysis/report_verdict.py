@@ -6,7 +6,8 @@ from math import isfinite, nan
 from typing import Any
 
 from analysis.report_data import Entry, Report
-from analysis.report_words import as_float, metric_name, rounded, set_name
+from analysis.report_words import metric_name, rounded, set_name
+from analysis.results import as_float
 from analysis.seeds import spread
 
 MOST_CELLS = 3  # told one by one; of more the range

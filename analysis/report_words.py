@@ -2,10 +2,8 @@
 
 from collections.abc import Sequence
 from html import escape
-from math import isfinite, nan
-from typing import Any
+from math import isfinite
 
-from analysis.chart_parts import number
 from analysis.chart_style import NUM_SERIES
 from analysis.report_data import Entry
 
@@ -59,11 +57,6 @@ def set_name(entry: Entry) -> str:
     return str(next((name for name in known if name), "–"))
 
 
-def as_float(value: Any) -> float:
-    """NaN for null."""
-    return nan if value is None else float(value)
-
-
 def rounded(value: float) -> str:
     """Three decimals, "–" for NaN."""
     return f"{value:.3f}" if isfinite(value) else "–"
@@ -78,8 +71,3 @@ def with_interval(value: float, low: float, high: float) -> str:
 def vector(values: Sequence[float]) -> str:
     """Numbers in brackets."""
     return "(" + ", ".join(f"{value:.3f}" for value in values) + ")"
-
-
-def told(values: Sequence[float | None]) -> list[str]:
-    """Numbers as cells."""
-    return [number(as_float(value)) for value in values]

@@ -65,6 +65,11 @@ def write_result(folder: Path, name: str, request: Mapping[str, Any], values: Ma
     return path
 
 
+def as_float(value: float | None) -> float:
+    """A number of a result: NaN for null."""
+    return math.nan if value is None else float(value)
+
+
 def plain(value: Any) -> Any:
     """JSON's own types: arrays as lists, tuples as lists, NaN and infinity as null."""
     if isinstance(value, np.ndarray):

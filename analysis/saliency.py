@@ -67,30 +67,23 @@ def find_cases(session: Session, count: int) -> tuple[list[dict[str, Any]], torc
     model, split = session.holding("end"), session.split()
     key_of = {int(one): split.key(i) for i, one in enumerate(split.sample_ids())}
     kept: dict[bool, list[tuple[float, dict[str, Any], torch.Tensor]]] = {True: [], False: []}
-    wanted, seen = session.num_images(split), 0
-    bar = session.progress(wanted, "predicts")
-    with torch.inference_mode(), bar:
-        for images, labels, ids, valid, *_ in session.loader(split):
+    with torch.inference_mode():
+        for batch, keep in session.batches(split, "predicts"):
             with session.autocast():
-                probabilities = model(images.to(session.device)).float().softmax(1).cpu()
-            for row in range(min(len(ids), wanted - seen)):
-                if valid[row]:
-                    sure, predicted = probabilities[row].max(0)
-                    right = int(predicted) == int(labels[row])
-                    case = {
-                        "key": key_of[int(ids[row].numpy().view(np.uint64))],
-                        "true": session.shards.classes[int(labels[row])],
-                        "predicted": session.shards.classes[int(predicted)],
-                        "probability": float(sure),
-                        "right": right,
-                        "class": int(predicted),
-                    }
-                    kept[right].append((float(sure), case, images[row].cpu().clone()))
+                probabilities = model(batch.images.to(session.device)).float().softmax(1).cpu()
+            for row in np.flatnonzero(keep).tolist():
+                sure, predicted = probabilities[row].max(0)
+                right = int(predicted) == int(batch.labels[row])
+                case = {
+                    "key": key_of[int(batch.sample_ids[row].numpy().view(np.uint64))],
+                    "true": session.shards.classes[int(batch.labels[row])],
+                    "predicted": session.shards.classes[int(predicted)],
+                    "probability": float(sure),
+                    "right": right,
+                    "class": int(predicted),
+                }
+                kept[right].append((float(sure), case, batch.images[row].cpu().clone()))
             kept = {right: sorted(found, key=lambda one: -one[0])[:count] for right, found in kept.items()}
-            seen += min(len(ids), wanted - seen)
-            bar.update(len(ids))
-            if seen >= wanted:
-                break
     chosen = [*kept[True], *kept[False]]
     if not chosen:
         raise ValueError("no valid image came out of the loader: is the split empty, or every image damaged?")

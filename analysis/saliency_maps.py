@@ -19,7 +19,7 @@ def last_map(model: nn.Module, taps: Mapping[str, nn.Module], images: Tensor) ->
     """
     found = None
     wanted: dict[str, Tap] = dict(taps)
-    with evaluating(model), tapped(model, wanted) as outputs, torch.inference_mode():
+    with evaluating(model), tapped(wanted) as outputs, torch.inference_mode():
         model(images[:1])
         for name in taps:
             if outputs[name].ndim == 4 and min(places(outputs[name], model)) > 1:

@@ -4,7 +4,7 @@ import argparse
 import difflib
 import shutil
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from analysis import ranks
 from analysis.banks import Bank, open_bank
 from analysis.results import digest_of_state, find_result
 from shards.command_line import tell
-from shards.loader import Loader
+from shards.loader import Batch, Loader
 from shards.progress import progress
 from shards.shardset import ShardSet, Split
 from shards.transforms import Transform, eval_transform
@@ -28,7 +28,6 @@ from train.metrics import UndefinedMetric, evaluate
 from train.rundir import Run, open_run
 
 EMBEDDING = "embedding"
-RESIZE_SHARE = 256 / 224  # short side before the center crop, where no config says otherwise
 
 
 def help_out() -> None:
@@ -36,7 +35,8 @@ def help_out() -> None:
     sessions: dict[str, Session] = {}
     while (request := ranks.hear()) is not None:
         args = argparse.Namespace(**request["args"])
-        session = sessions.setdefault(repr(args), Session(args))
+        session = sessions.get(repr(args)) or sessions.setdefault(repr(args), Session(args))
+        session.features = request["features"]
         session.shares(request["state"], request["split"])
 
 
@@ -134,7 +134,7 @@ class Session:
         mean, std = info.mean or manifest.mean, info.std or manifest.std
         if config is not None:
             return config.data.eval_transform(mean, std)
-        return eval_transform(info.img_size, mean, std, resize=round(info.img_size * RESIZE_SHARE))
+        return eval_transform(info.img_size, mean, std)
 
     @property
     def quiet(self) -> bool:
@@ -158,12 +158,28 @@ class Session:
             samples_consumed=consumed,
         )
 
+    def batches(self, split: Split, doing: str) -> Iterator[tuple[Batch, np.ndarray]]:
+        """(batch, bool[b]: which of its images count) of one pass within --limit, where damaged images do not count.
+
+        A bar says what the run is `doing`.
+        """
+        seen, total = 0, self.num_images(split)
+        with self.progress(total, doing) as bar:
+            for batch in self.loader(split):
+                inside = np.arange(len(batch.labels)) < total - seen
+                yield batch, batch.valid.cpu().numpy().astype(bool) & inside
+                bar.update(int(inside.sum()))
+                seen += int(inside.sum())
+                if seen >= total:
+                    return
+
     def bank(self, which: str, split_name: str | None = None) -> Bank:
         """Features of a state on a split, all layers and the embedding, from disk where they are there."""
         split = self.split(split_name)
 
         def shares() -> list[Bank]:
-            ranks.tell({"args": vars(self.args), "state": which, "split": split.name})
+            asked = {"args": vars(self.args), "features": self.features, "state": which, "split": split.name}
+            ranks.tell(asked)
             return self.shares(which, split.name)
 
         together = ranks.world_size() > 1 and self.args.banks is None
@@ -252,7 +268,10 @@ class Session:
         return found is not None
 
     def metrics(self, labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-        """All metrics of the set's task, NaN where undefined. Those of a k-NN or probe pass `ignoring_unsaid` first."""
+        """All metrics of the set's task, NaN where undefined, of shapes as in `train.metrics.evaluate`.
+
+        What a k-NN or a probe says passes `ignoring_unsaid` first.
+        """
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UndefinedMetric)  # NaN says it in the result
             return evaluate(self.shards.task, labels, probabilities, self.shards.num_classes)

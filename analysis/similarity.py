@@ -68,14 +68,6 @@ def linear_gram(features: Array) -> Float64:
     return flat @ flat.T
 
 
-def rbf_gram(features: Array, sigma: float = 0.5) -> Float64:
-    """Return the Gaussian kernel [n, n]; `sigma` is a fraction of the median distance (Kornblith et al., 2019)."""
-    gram = linear_gram(features)
-    squares = np.diagonal(gram)
-    distances = np.maximum(squares[:, None] + squares[None] - 2 * gram, 0)
-    return np.exp(-distances / (2 * sigma**2 * np.median(distances)))
-
-
 def cka_of_hsic(hsic: Array) -> Float64:
     """Return CKA [L, L] from HSIC [L, L]; a layer without variation gives NaN."""
     own = np.diagonal(hsic).astype(np.float64)
@@ -188,17 +180,12 @@ def hsic_of_layers(layers: Sequence[Array]) -> tuple[Float64, str]:
     return hsic_in_tiles(layers), "grams"
 
 
-def minibatch_hsic(layers: Sequence[Array], sample_ids: NDArray[np.integer], *, batch: int, seed: int = 0) -> Float64:
-    """Return HSIC_1 [L, L] averaged over mini-batches of a keyed permutation of the sample ids (Nguyen et al., 2021).
+def batch_hsics(layers: Sequence[Array], sample_ids: NDArray[np.integer], *, batch: int, seed: int = 0) -> Float64:
+    """Return HSIC_1 [m, L, L] of each mini-batch of a keyed permutation of the sample ids (Nguyen et al., 2021).
 
-    CKA of the result divides sums by sums; averaging the ratios of single batches is biased. The batches depend on the
+    CKA of their mean divides sums by sums; averaging the ratios of single batches is biased. The batches depend on the
     ids and the seed alone, so the order in which a loader met the images changes nothing.
     """
-    return batch_hsics(layers, sample_ids, batch=batch, seed=seed).mean(0)
-
-
-def batch_hsics(layers: Sequence[Array], sample_ids: NDArray[np.integer], *, batch: int, seed: int = 0) -> Float64:
-    """Return HSIC_1 [m, L, L] of each of the m mini-batches whose mean `minibatch_hsic` is."""
     parts = batches_of(sample_ids, batch=batch, seed=seed)
     return np.stack([hsic_of_grams(np.stack([linear_gram(layer[part]) for layer in layers])) for part in parts])
 

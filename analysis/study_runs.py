@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from analysis.paired import Labels, resampled_scores
+from analysis.results import as_float
 from train.predictions import Told, read_predictions
 from train.rundir import Run, open_run
 from train.study import read as read_study
@@ -83,8 +84,7 @@ class Trained:
     @property
     def score(self) -> float:
         """The target metric on the test split."""
-        value = self.results["test"].get(self.target)
-        return float("nan") if value is None else float(value)
+        return as_float(self.results["test"].get(self.target))
 
     @property
     def is_plain(self) -> bool:

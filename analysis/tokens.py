@@ -38,7 +38,7 @@ class Side(NamedTuple):
 
     def activations(self, images: Tensor) -> list[Tensor]:
         """Outputs of all taps [b, ...] in one forward pass."""
-        with tapped(self.model, self.taps) as outputs, torch.inference_mode(), self.session.autocast():
+        with tapped(self.taps) as outputs, torch.inference_mode(), self.session.autocast():
             self.model(images.to(self.session.device))
             return [outputs[name] for name in self.taps]
 

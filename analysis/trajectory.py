@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from analysis.chart_parts import number
+from analysis.chart_parts import number, side_by_side
 from analysis.chart_style import standalone
 from analysis.charts import heat_map
 from analysis.console import announce, table
-from analysis.flags import parser
-from analysis.results import write_result
+from analysis.flags import add_pool, parser
+from analysis.results import as_float, write_result
 from analysis.session import Session
 from analysis.similarity import cka_of_hsic, hsic_of_layers
 from shards.words import counted
@@ -39,16 +39,15 @@ def main(args: argparse.Namespace) -> None:
     start, end = (
         {name: session.bank(which).layer(name, args.pool) for name in session.taps} for which in session.states
     )
-    steps, with_start, with_end = [0], [], []
+    with_start, with_end = [], []
     states = [start, *(features_at(args, folder, session) for folder in checkpoints.values())]
     for state in states:
         with_start.append([alike(state[name], start[name]) for name in session.taps])
         with_end.append([alike(state[name], end[name]) for name in session.taps])
-    steps += list(checkpoints)
     values = {
         "about": CAPTION,
         "pooling": args.pool,
-        "steps": steps,
+        "steps": [0, *checkpoints],
         "layers": list(session.taps),
         "with_start": np.array(with_start).T,
         "with_end": np.array(with_end).T,
@@ -92,33 +91,25 @@ def alike(first: np.ndarray, second: np.ndarray) -> float:
 def figure(values: Mapping[str, Any]) -> str:
     """Two heat maps side by side: layers over steps."""
     layers, steps = values["layers"], [str(step) for step in values["steps"]]
-    placed, x, tall = [], 0.0, 0.0
-    for name, title in (("with_start", "CKA with the start"), ("with_end", "CKA with the end")):
-        matrix = np.array(values[name], np.float64)
-        svg = heat_map(matrix, layers, steps, title=title, x_title="step", y_title="layer group")
-        placed.append(svg.replace("<svg ", f'<svg x="{x:.0f}" ', 1))
-        wide, high = (float(svg.split(f' {side}="')[1].split('"')[0]) for side in ("width", "height"))
-        x, tall = x + wide + 16, max(tall, high)
-    return (
-        f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {x:.0f} {tall:.0f}" width="{x:.0f}" '
-        f'height="{tall:.0f}" role="img" aria-label="{values["about"]}">{"".join(placed)}</svg>'
-    )
+    made = [
+        heat_map(np.array(values[name], np.float64), layers, steps, title=title, x_title="step", y_title="layer group")
+        for name, title in (("with_start", "CKA with the start"), ("with_end", "CKA with the end"))
+    ]
+    return side_by_side(made, values["about"], 16)
 
 
 def text(values: Mapping[str, Any]) -> list[str]:
     """CKA with the start for the console."""
     rows = [["layer, with the start", *(f"step {step}" for step in values["steps"])]]
     for layer, found in zip(values["layers"], values["with_start"], strict=True):
-        rows.append([layer, *(number(float("nan") if value is None else float(value)) for value in found)])
+        rows.append([layer, *(number(as_float(value)) for value in found)])
     return table(rows)
 
 
 def command_line() -> argparse.ArgumentParser:
     """The flags of this script, and those of all."""
     made = parser(__doc__, without=("seed",))
-    made.add_argument(
-        "--pool", choices=("auto", "cls", "mean", "both"), default="both", help="what of a transformer's tokens"
-    )
+    add_pool(made, "both")
     return made
 
 

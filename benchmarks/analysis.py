@@ -76,7 +76,7 @@ def tokens(images: int) -> list[list[torch.Tensor]]:
         for i, block in enumerate(model.blocks):
             taps |= {f"{i}.attn": block.attn, f"{i}.mlp": block.mlp}
         batch = torch.randn(images, 3, 224, 224, generator=torch.Generator().manual_seed(7))
-        with tapped(model, taps) as outputs, torch.inference_mode():
+        with tapped(taps) as outputs, torch.inference_mode():
             model(batch)
             states.append([outputs[name] for name in taps])
     return states

@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from analysis.opinions import cca_mean, procrustes
-from analysis.similarity import cka_of_hsic, hsic_of_grams, linear_gram, minibatch_hsic
+from analysis.opinions import cca, procrustes
+from analysis.similarity import batch_hsics, cka_of_hsic, hsic_of_grams, linear_gram
 
 
 def cka(first: np.ndarray, second: np.ndarray, *, biased: bool = False) -> float:
@@ -50,7 +50,7 @@ def ckatorch_rows(first: np.ndarray, second: np.ndarray, tokens: tuple[np.ndarra
     hsic = np.mean([hsic_of_grams(np.stack([linear_gram(b[i].numpy()) for b in batches])) for i in range(3)], 0)
     show("ckatorch cka_batch of [batches, images, features]", float(cka_batch(*batches)), cka_of_hsic(hsic)[0, 1])
     flat = [side.reshape(len(side), -1) for side in tokens]
-    keyed = cka_of_hsic(minibatch_hsic(flat, np.arange(len(flat[0])), batch=len(flat[0])))[0, 1]
+    keyed = cka_of_hsic(batch_hsics(flat, np.arange(len(flat[0])), batch=len(flat[0])).mean(0))[0, 1]
     theirs = float(cka_batch(*map(torch.from_numpy, tokens)))
     show("ckatorch cka_batch of [images, tokens, features], as its CKA()", theirs, keyed)
 
@@ -64,7 +64,7 @@ def netrep_rows(first: np.ndarray, second: np.ndarray) -> None:
     show("cos of netrep LinearCKA, against ours unbiased", theirs, cka(first, second))
     for name, alpha, ours in (
         ("Procrustes", 1.0, procrustes(first, second)),
-        ("mean CCA", 0.0, cca_mean(first, second)),
+        ("mean CCA", 0.0, cca(first, second)["cca_mean"]),
     ):
         metric = LinearMetric(alpha=alpha, center_columns=True, score_method="angular")
         theirs = float(np.cos(metric.fit(first, second).score(first, second)))

@@ -12,8 +12,9 @@ import numpy as np
 from prep.images import PixelOptions
 from prep.near_duplicates import MAX_LISTED, THRESHOLD, similar_pairs, unpacked
 from prep.planning import ConvertOptions, Planned
+from prep.records import RawDataset
 from prep.splits import SPLITS
-from prep.tasks import Outcome, Task
+from prep.tasks import Item, Outcome, Task
 from shards.manifest import LeftOut, Manifest, ShardInfo, Source, SplitInfo, metadata_fields
 from shards.words import counted
 from shards.writer import class_counts
@@ -33,21 +34,8 @@ def make_manifest(
     """
     dataset = plan.dataset
     view = dataset.views[dataset.default_view]
-    splits = {}
-    for split in plan.parts:
-        own = [(task, results[task.stem]) for task in tasks if task.split == split]
-        dropped = {key for _, outcome in own for key, _ in outcome.left_out}
-        items = [item for task, _ in own for item in task.items if item.key not in dropped]
-        if not items:
-            raise ValueError(f"no image of split {split} decodes: see left_out.csv in the private folder")
-        splits[split] = SplitInfo(
-            samples=len(items),
-            groups=len({item.group for item in items}),
-            class_counts=class_counts(
-                np.array([item.labels for item in items], np.int16), view, dataset.label_columns, dataset.task
-            ),
-            shards=[ShardInfo.model_validate(outcome.info) for _, outcome in own if outcome.info],
-        )
+    own = {name: [(task, results[task.stem]) for task in tasks if task.split == name] for name in plan.parts}
+    splits = {name: _split_info(dataset, name, pairs) for name, pairs in own.items()}
     mean, std = _statistics([results[task.stem] for task in tasks if task.split == "train"], options.pixels)
     left_out = [
         LeftOut(key=key, reason=reason, split=task.split)
@@ -81,6 +69,19 @@ def make_manifest(
     )
 
 
+def _split_info(dataset: RawDataset, name: str, own: Sequence[tuple[Task, Outcome]]) -> SplitInfo:
+    items = [item for task, outcome in own for item in _kept(task, outcome)]
+    if not items:
+        raise ValueError(f"no image of split {name} decodes: see left_out.csv in the private folder")
+    labels, view = np.array([item.labels for item in items], np.int16), dataset.views[dataset.default_view]
+    return SplitInfo(
+        samples=len(items),
+        groups=len({item.group for item in items}),
+        class_counts=class_counts(labels, view, dataset.label_columns, dataset.task),
+        shards=[ShardInfo.model_validate(outcome.info) for _, outcome in own if outcome.info],
+    )
+
+
 def _statistics(outcomes: Sequence[Outcome], pixels: PixelOptions) -> tuple[list[float], list[float]]:
     """Mean and deviation a channel over all stored training pixels, from exact integer sums, on the 0..1 scale."""
     count = sum(outcome.num_pixels for outcome in outcomes)
@@ -101,8 +102,8 @@ def _duplicates(tasks: list[Task], results: dict[str, Outcome]) -> list[str]:
     where: dict[int, list[tuple[str, str]]] = {}
     for task in tasks:
         outcome = results[task.stem]
-        for key, digest in zip(_kept(task, outcome), outcome.hashes, strict=True):
-            where.setdefault(digest, []).append((task.split, key))
+        for item, digest in zip(_kept(task, outcome), outcome.hashes, strict=True):
+            where.setdefault(digest, []).append((task.split, item.key))
     shared = [places for places in where.values() if len({split for split, _ in places}) > 1]
     if not shared:
         return []
@@ -123,9 +124,9 @@ def _frames(results: dict[str, Outcome]) -> list[str]:
     return [told] if count else []
 
 
-def _kept(task: Task, outcome: Outcome) -> list[str]:
+def _kept(task: Task, outcome: Outcome) -> list[Item]:
     dropped = {key for key, _ in outcome.left_out}
-    return [item.key for item in task.items if item.key not in dropped]
+    return [item for item in task.items if item.key not in dropped]
 
 
 def near_duplicates(
@@ -138,7 +139,7 @@ def near_duplicates(
     keys: dict[str, list[str]] = {}
     texts: dict[str, list[str]] = {}
     for task in tasks:
-        keys.setdefault(task.split, []).extend(_kept(task, results[task.stem]))
+        keys.setdefault(task.split, []).extend(item.key for item in _kept(task, results[task.stem]))
         texts.setdefault(task.split, []).extend(results[task.stem].descriptors)
     rows: list[tuple[str, str, str, str, str]] = []
     pairs: Counter[str] = Counter()

@@ -259,7 +259,7 @@ def _as_channels(pixels: np.ndarray, channels: Literal[1, 3]) -> np.ndarray:
 
 
 def reduce(pixels: np.ndarray, short_side: int | None, size: tuple[int, ...] | None = None) -> np.ndarray:
-    """Area-averaged reduction so that the short side has `short_side` pixels; smaller images stay as they are.
+    """Area-averaged reduction of [h, w] or [h, w, 3] to `short_side` pixels of the short side; smaller ones stay.
 
     `size` is the height and width that decide the stored ones, where `pixels` are of a smaller decode.
     """
@@ -278,7 +278,7 @@ def reduce(pixels: np.ndarray, short_side: int | None, size: tuple[int, ...] | N
 
 
 def enlarge(pixels: np.ndarray, short_side: int) -> np.ndarray:
-    """Bicubic enlargement so that the short side has `short_side` pixels; larger images stay as they are.
+    """Bicubic enlargement of [h, w] or [h, w, 3] to `short_side` pixels of the short side; larger ones stay.
 
     Raises:
         UndecodableImage: the image is so long and narrow that it would have more pixels than a set may hold.

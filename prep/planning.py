@@ -18,9 +18,10 @@ import numpy as np
 from prep.images import PixelOptions
 from prep.places import nameless, sizes, there
 from prep.records import PHANTOM_MARKER, RawDataset, Record
-from prep.splits import SPLITS, intersections, split_by_source, split_official, split_random
+from prep.splits import SPLITS, groups_of, split_by_source, split_official, split_random
 from prep.subgroups import DICOM_FIELDS, chosen
 from prep.tasks import Item, Task
+from shards.dealing import intersections
 from shards.fetching import shown
 from shards.folds import FoldOptions
 from shards.identity import group_hash, make_key, salt_digest
@@ -198,7 +199,7 @@ def make_plan(dataset: RawDataset, root: Path, options: ConvertOptions, salt: by
     if options.split == "study-exact" and options.split_file is None:
         records, splits, twice = _stored_twice(dataset, root, records, splits)
         warnings = warnings + twice
-    shared = intersections(splits, [record.group for record in records])
+    shared = intersections(groups_of(splits, [record.group for record in records]))
     warnings = [*dataset.notes, *skipped, *warnings]
     warnings += [
         f"{counted(n, 'group')} ({dataset.group_by}) in both splits of {pair}" for pair, n in shared.items() if n

@@ -26,7 +26,8 @@ def split_official(
 ) -> tuple[list[str], list[str]]:
     """Keep the official splits; carve a missing val (or test) off train. Returns (splits, warnings).
 
-    A group that the dataset itself has in two splits moves whole to the later one, and is counted in a warning.
+    `labels` int[n, L] of source values. A group that the dataset itself has in two splits moves whole to the
+    later one, and is counted in a warning.
     """
     result = [split or "train" for split in official]
     last: dict[str, int] = {}
@@ -107,8 +108,7 @@ def _cached_rows(path: Path, count: int) -> list[int]:
     return rows
 
 
-def intersections(splits: Sequence[str], groups: Sequence[str]) -> dict[str, int]:
-    """How many groups each pair of splits shares: {"train-val": 0, ...}. The manifest's proof."""
-    present = [split for split in SPLITS if split in set(splits)]
-    members = {name: {g for s, g in zip(splits, groups, strict=True) if s == name} for name in present}
-    return {f"{a}-{b}": len(members[a] & members[b]) for i, a in enumerate(present) for b in present[i + 1 :]}
+def groups_of(splits: Sequence[str], groups: Sequence[str]) -> dict[str, list[str]]:
+    """Split -> the groups of its records, in the order of SPLITS; records of no split are left out."""
+    pairs = list(zip(splits, groups, strict=True))
+    return {name: [group for split, group in pairs if split == name] for name in SPLITS if name in splits}

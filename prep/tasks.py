@@ -5,7 +5,6 @@ the same bytes. A worker holds one file and its pixels at a time (8 bytes a pixe
 Images of HDF5 files and of slides come out of buckets, where they lie encoded (prep/gathering.py).
 """
 
-import hashlib
 import json
 import os
 import threading
@@ -33,7 +32,7 @@ from prep.near_duplicates import descriptor, packed
 from prep.whole_slides import Region, read_tile
 from shards.aside import write_aside
 from shards.decoding import decode
-from shards.manifest import ShardInfo
+from shards.manifest import ShardInfo, file_sha256
 from shards.metadata import Metadata
 from shards.packing import pack
 from shards.writer import ShardWriter
@@ -169,7 +168,7 @@ def _write(task: Task, folder: Path, tick: Callable[[int, bool], None]) -> Outco
         if len(writer):
             info = writer.close()
             outcome.info = (pack(folder, info, alone=task.alone) if task.compress else info).model_dump()
-            outcome.idx_sha256 = _sha256(folder / f"{task.stem}.idx")
+            outcome.idx_sha256 = file_sha256(folder / f"{task.stem}.idx")
         else:
             writer.abort()
     except BaseException:
@@ -280,13 +279,8 @@ def finished(task: Task, there: Collection[str] = ()) -> Outcome | None:
     info = ShardInfo.model_validate(outcome.info)
     wanted = (info.packed_sha256 if task.compress else info.sha256, info.index_sha256, outcome.idx_sha256)
     files = {task.folder / name: digest for name, digest in zip(task.names, wanted, strict=True)}
-    intact = all(file.is_file() and _sha256(file) == digest for file, digest in files.items())
+    intact = all(file.is_file() and file_sha256(file) == digest for file, digest in files.items())
     return outcome if intact else None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # --- inside a worker process: what the pool hands over once, at its start

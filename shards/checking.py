@@ -5,7 +5,6 @@
 Prints what is wrong and ends with exit code 1, or says that all is well. `--fast` hashes but does not decode.
 """
 
-import hashlib
 import json
 import mmap
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +24,7 @@ from shards.decoding import decode
 from shards.identity import sample_id
 from shards.index import ENCODING_NAMES, EXTENSION_ENCODINGS, Columns, idx_text
 from shards.indexing import Entry, entries_of, metadata_of, source_labels
-from shards.manifest import BLANK_LABEL, MANIFEST_NAME, Manifest, ShardInfo
+from shards.manifest import BLANK_LABEL, MANIFEST_NAME, Manifest, ShardInfo, file_sha256
 from shards.metadata import codes_of
 from shards.overrides import SplitFile
 from shards.packing import unpack
@@ -112,12 +111,12 @@ def _check_tar(
     if (size := path.stat().st_size) != info.bytes:
         what = "truncated" if size < info.bytes else "altered"
         problems.append(Problem(info.name, f"has {size} bytes, the manifest says {info.bytes}: {what}"))
-    elif (found := _sha256(path)) != info.sha256:
+    elif (found := file_sha256(path)) != info.sha256:
         problems.append(Problem(info.name, f"altered: sha256 {found[:16]}…, the manifest says {info.sha256[:16]}…"))
     columns = None
     try:
         columns = open_columns(folder, info, manifest)
-        if (found := _sha256(folder / f"{info.stem}.cols")) != info.index_sha256:
+        if (found := file_sha256(folder / f"{info.stem}.cols")) != info.index_sha256:
             problems.append(
                 Problem(f"{info.stem}.cols", f"altered: sha256 {found[:16]}…, {info.index_sha256[:16]}… expected")
             )
@@ -127,11 +126,6 @@ def _check_tar(
     except ValueError as error:
         problems.append(Problem(info.name, str(error)))
     return problems, columns
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_samples(
@@ -232,7 +226,7 @@ def _check_splits(manifest: Manifest, columns: dict[str, list[Columns]]) -> Iter
             if counts != info.class_counts:
                 yield Problem(split, f"class counts are {counts}, the manifest says {info.class_counts}")
     names = list(manifest.splits)
-    for first, second in [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]:
+    for first, second in combinations(names, 2):
         yield from _check_pair(manifest, first, second, gathered)
 
 
@@ -319,7 +313,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.quiet and not fatal:
         return 0
     if fatal:
-        print(f"{fatal} problem{'s' * (fatal > 1)} in {options.folder}")
+        print(f"{counted(fatal, 'problem')} in {options.folder}")
         return 1
     manifest = Manifest.read(options.folder)
     samples = sum(split.samples for split in manifest.splits.values())

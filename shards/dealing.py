@@ -5,7 +5,8 @@ proportions, rounded down; the few left over go, largest first, where the classe
 class has its share in every part to within a few groups, and a million groups take a second.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import combinations
 
 import numpy as np
 
@@ -61,6 +62,12 @@ def _fill_empty(part: np.ndarray, sizes: np.ndarray, count: int) -> np.ndarray:
             richest = np.flatnonzero(part == np.argmax(np.bincount(part, minlength=count)))
             part[richest[np.argmin(sizes[richest])]] = index
     return part
+
+
+def intersections(groups: Mapping[str, Sequence[str] | Sequence[int] | np.ndarray]) -> dict[str, int]:
+    """How many groups each pair of splits shares: {"train-val": 0, …}, the manifest's proof. `groups` [n]: by split."""
+    members = {name: np.unique(np.asarray(own)) for name, own in groups.items()}
+    return {f"{a}-{b}": len(np.intersect1d(members[a], members[b])) for a, b in combinations(members, 2)}
 
 
 def one_hot(labels: np.ndarray) -> np.ndarray:

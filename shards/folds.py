@@ -22,7 +22,7 @@ import numpy as np
 
 from shards.aside import write_aside
 from shards.command_line import Parser, add_output_flags, local_folder, tell
-from shards.dealing import deal, one_hot
+from shards.dealing import deal, intersections, one_hot
 from shards.manifest import Manifest
 from shards.overrides import SPLIT_ORDER
 from shards.storage import SPLITS_FOLDER, open_columns
@@ -161,7 +161,6 @@ def prove(samples: Samples, codes: np.ndarray, manifest: Manifest) -> dict[str, 
     view = manifest.views[manifest.label_view]
     members = {SPLIT_ORDER[code]: codes == code for code in np.unique(codes)}
     groups = {name: np.unique(samples.groups[inside]) for name, inside in members.items()}
-    names = list(members)
     return {
         "splits": {
             name: {
@@ -171,9 +170,7 @@ def prove(samples: Samples, codes: np.ndarray, manifest: Manifest) -> dict[str, 
             }
             for name, inside in members.items()
         },
-        "intersections": {
-            f"{a}-{b}": len(np.intersect1d(groups[a], groups[b])) for i, a in enumerate(names) for b in names[i + 1 :]
-        },
+        "intersections": intersections(groups),
     }
 
 

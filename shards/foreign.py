@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from shards.aside import write_aside
 from shards.decoding import decode, probe
 from shards.index import ENCODINGS, Columns
 from shards.indexing import build
-from shards.manifest import MANIFEST_NAME, Grouping, LabelView, Manifest, ShardInfo, SplitInfo, Task
+from shards.manifest import MANIFEST_NAME, Grouping, LabelView, Manifest, ShardInfo, SplitInfo, Task, file_sha256
 from shards.words import counted
 from shards.writer import class_counts
 
@@ -30,7 +30,7 @@ def index_foreign(
     tars = sorted(folder.glob("*.tar"))
     if not tars:
         raise ValueError(f"no .tar file lies in {folder}")
-    sums = {tar.name: hashlib.sha256(tar.read_bytes()).hexdigest() for tar in tars}
+    sums = {tar.name: file_sha256(tar) for tar in tars}
     set_id = hashlib.blake2b("".join(sums.values()).encode(), digest_size=16).hexdigest()
     built = {}
     for tar in tars:
@@ -64,12 +64,8 @@ def _foreign_manifest(
     task: Task = "multi-label" if labels.shape[1] > 1 else "single-label"
     classes = list(classes or _class_names(labels, task))
     mapping = {"0": 0, "1": 1} if task == "multi-label" else {str(index): index for index in range(len(classes))}
-    view = LabelView(classes=classes, mapping=mapping)
-    columns_named = classes if task == "multi-label" else ["label"]
-    by_split: dict[str, list[Path]] = {}
-    for tar in built:
-        found = re.match(r"(train|val|test)", tar.name)
-        by_split.setdefault(found.group(1) if found else split, []).append(tar)
+    view, columns_named = LabelView(classes=classes, mapping=mapping), classes if task == "multi-label" else ["label"]
+    by_split = _by_split(built, split)
     channels, bits, mean, std = _measure(by_split.get("train", list(built)), built)
     encodings = {int(code) for columns in built.values() for code in np.unique(columns.encodings)}
     return Manifest(
@@ -94,11 +90,20 @@ def _foreign_manifest(
                 ),
                 shards=[_shard_info(tar, built[tar], sums[tar.name]) for tar in members],
             )
-            for name, members in sorted(by_split.items(), key=lambda item: _SPLIT_ORDER.get(item[0], 9))
+            for name, members in by_split.items()
         },
         grouping=Grouping(by="unknown", salt_digest="0" * 32, intersections={}, how="tars written by others"),
         warnings=["indexed from tars that others wrote: nothing is known of patients"],
     )
+
+
+def _by_split(tars: Iterable[Path], other: str) -> dict[str, list[Path]]:
+    """Split -> its tars by the beginning of their names, train, val and test first; those of none are of `other`."""
+    found: dict[str, list[Path]] = {}
+    for tar in tars:
+        named = re.match(r"(train|val|test)", tar.name)
+        found.setdefault(named.group(1) if named else other, []).append(tar)
+    return dict(sorted(found.items(), key=lambda item: _SPLIT_ORDER.get(item[0], 9)))
 
 
 def _shard_info(tar: Path, columns: Columns, sha256: str) -> ShardInfo:

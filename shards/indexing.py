@@ -29,7 +29,7 @@ from shards.index import (
     idx_text,
     parse_columns,
 )
-from shards.manifest import BLANK_LABEL, Manifest
+from shards.manifest import BLANK_LABEL, Manifest, file_sha256
 from shards.metadata import codes_of
 from shards.tarscan import scan
 
@@ -147,40 +147,19 @@ def build(
         ValueError: the tar is damaged, or its samples do not belong in one set.
     """
     entries = entries_of(path)
-    names = ("offsets", "groups", "hashes", "sample_ids", "sizes", "heights", "widths", "encodings")
-    values: dict[str, list[int]] = {name: [] for name in names}
+    values: dict[str, list[int]] = {}
     labels: list[list[int]] = []
     metadata: list[list[float]] = []
     with path.open("rb") as file:
         tar = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     for entry in entries:
-        part = entry.component(*EXTENSION_ENCODINGS)
-        if part is None:
-            raise ValueError(
-                f"{path.name}: sample {entry.key} has no image among {[p[3] for p in entry.components][:4]}"
-            )
-        encoding = EXTENSION_ENCODINGS[part[0].rpartition(".")[2].lower()]
-        image = tar[part[1] : part[1] + part[2]]
-        try:
-            height, width = _shape(entry, tar, image, encoding)
-        except ValueError as error:
-            raise ValueError(f"{path.name}: image of sample {entry.key} {error}") from None
         identity = sample_id(set_id, entry.key)
         if groups is not None and entry.key not in groups:
             raise ValueError(f"{path.name}: sample {entry.key} is not in the private folder's sources.csv")
-        group = identity if groups is None else groups[entry.key]
-        row = (
-            part[1],
-            group,
-            xxhash.xxh3_64_intdigest(image),
-            identity,
-            part[2],
-            height,
-            width,
-            ENCODINGS[encoding][0],
-        )
-        for name, value in zip(names, row, strict=True):
-            values[name].append(value)
+        row = _image_row(entry, tar, path.name)
+        row |= {"sample_ids": identity, "groups": identity if groups is None else groups[entry.key]}
+        for name, value in row.items():
+            values.setdefault(name, []).append(value)
         labels.append(source_labels(entry, tar))
         metadata.append(codes_of(fields, metadata_of(entry, tar) if fields else {}))
     widths = {len(row) for row in labels}
@@ -190,6 +169,23 @@ def build(
     columns = columns_of(keys, labels, widths.pop(), values, metadata, len(fields))
     parse_columns(columns.to_bytes(), path.name, path.stat().st_size)
     return columns, idx_text([entry.components for entry in entries])
+
+
+def _image_row(entry: Entry, tar: memoryview, where: str) -> dict[str, int]:
+    """What the columns say of a sample's image, by their names."""
+    part = entry.component(*EXTENSION_ENCODINGS)
+    if part is None:
+        raise ValueError(f"{where}: sample {entry.key} has no image among {[p[3] for p in entry.components][:4]}")
+    _, offset, size, _ = part
+    encoding, image = EXTENSION_ENCODINGS[part[0].rpartition(".")[2].lower()], tar[offset : offset + size]
+    try:
+        height, width = _shape(entry, tar, image, encoding)
+    except ValueError as error:
+        raise ValueError(f"{where}: image of sample {entry.key} {error}") from None
+    return {
+        "offsets": offset, "sizes": size, "hashes": xxhash.xxh3_64_intdigest(image), "heights": height,
+        "widths": width, "encodings": ENCODINGS[encoding][0],
+    }  # fmt: skip
 
 
 def _shape(entry: Entry, tar: memoryview, image: memoryview, encoding: str) -> tuple[int, int]:
@@ -225,7 +221,7 @@ def mend(folder: Path, private: Path | None = None, say: Callable[[str], None] =
     mended = 0
     for info in (shard for split in manifest.splits.values() for shard in split.shards):
         cols, idx = folder / f"{info.stem}.cols", folder / f"{info.stem}.idx"
-        whole = cols.is_file() and hashlib.sha256(cols.read_bytes()).hexdigest() == info.index_sha256
+        whole = cols.is_file() and file_sha256(cols) == info.index_sha256
         entries = entries_of(folder / info.name)
         text = idx_text([entry.components for entry in entries])
         if not whole:

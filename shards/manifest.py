@@ -282,6 +282,12 @@ class Manifest(_Part):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file, in hex as a manifest states it; it is read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def metadata_fields(names: Iterable[str]) -> list[MetadataField]:
     """What a manifest says of these fields, in the order of the list."""
     wanted = set(names)

@@ -7,13 +7,13 @@ That no patient is in two splits can be proved across sets only where they were 
 
 import hashlib
 from collections.abc import Callable, Sequence
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 
 from shards.aside import new_folder
 from shards.command_line import Parser, add_output_flags, local_folder, tell
+from shards.dealing import intersections
 from shards.info import totals
 from shards.manifest import Grouping, Manifest, ShardInfo, Source, SplitInfo
 from shards.progress import progress
@@ -51,22 +51,16 @@ def merge(
     set_id = hashlib.blake2b("".join(set_ids).encode(), digest_size=16, person=b"medshard-merge").hexdigest()
     mean, std = _pooled(parts)
     with new_folder(out) as part:
-        splits = {
-            split: SplitInfo(
-                samples=sum(manifest.splits[split].samples for _, manifest in parts if split in manifest.splits),
-                groups=groups[split],
-                class_counts=_counts(parts, split),
-                shards=copy_split(parts, split, part, set_id, shard_bytes, done),
-            )
-            for split in _split_names(parts)
-        }
+        splits = {}
+        for split in _split_names(parts):
+            shards = copy_split(parts, split, part, set_id, shard_bytes, done)
+            counts, samples = _counts(parts, split), sum(info.samples for info in shards)
+            splits[split] = SplitInfo(samples=samples, groups=groups[split], class_counts=counts, shards=shards)
         fields = first.model_dump() | {
             "name": name or out.name,
             "set_id": set_id,
             "merged_set_ids": set_ids,
-            "views": {
-                key: view for key, view in first.views.items() if all(m.views.get(key) == view for _, m in parts)
-            },
+            "views": {key: v for key, v in first.views.items() if all(m.views.get(key) == v for _, m in parts)},
             "metadata": shared_fields(parts),
             "mean": mean,
             "std": std,
@@ -137,7 +131,7 @@ def _grouping(parts: Parts) -> tuple[Grouping, dict[str, int], list[str]]:
     if len(salts) > 1 or NO_SALT in salts:
         how = "merged from sets without a common salt: patients are apart within each, between them nothing is known"
         return Grouping(by=by, salt_digest=NO_SALT, intersections={}, how=how), counts, [how]
-    shared = {f"{a}-{b}": len(np.intersect1d(groups[a], groups[b])) for a, b in combinations(names, 2)}
+    shared = intersections(groups)
     for pair, count in shared.items():
         if count:
             raise ValueError(

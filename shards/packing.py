@@ -4,13 +4,12 @@ A packed set lies at a URL or in a folder as any other, with NAME.tar.zst in the
 their cache (shards/fetching.py), and the hash of the plain tar is checked there.
 """
 
-import hashlib
 from pathlib import Path
 
 import zstandard
 
 from shards.aside import aside, sync_folder
-from shards.manifest import ShardInfo
+from shards.manifest import ShardInfo, file_sha256
 
 LEVEL = 3
 CHUNK_BYTES = 1 << 20
@@ -25,9 +24,7 @@ def pack(folder: Path, info: ShardInfo, *, alone: bool = True) -> ShardInfo:
     with aside(target, shared=not alone) as part:
         with source.open("rb") as tar, part.open("wb") as file:
             zstandard.ZstdCompressor(LEVEL, write_content_size=True).copy_stream(tar, file, size=info.bytes)
-        with part.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        size = part.stat().st_size
+        digest, size = file_sha256(part), part.stat().st_size
     source.unlink(missing_ok=True)
     sync_folder(folder)
     return info.model_copy(update={"packed_bytes": size, "packed_sha256": digest})
@@ -39,15 +36,16 @@ def unpack(source: Path, info: ShardInfo, target: Path) -> None:
     Raises:
         ValueError: not what the manifest says, packed or plain.
     """
-    with source.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != info.packed_sha256:
-            raise ValueError(f"altered: sha256 {found[:16]}…, the manifest says {str(info.packed_sha256)[:16]}…")
-        file.seek(0)
-        left = info.bytes
-        with target.open("wb") as out, zstandard.ZstdDecompressor().stream_reader(file) as reader:
-            while left and (data := reader.read(min(left, CHUNK_BYTES))):
-                out.write(data)
-                left -= len(data)
-            if left or reader.read(1):
-                raise ValueError(f"unpacks to other than the {info.bytes} bytes of the manifest")
+    if (found := file_sha256(source)) != info.packed_sha256:
+        raise ValueError(f"altered: sha256 {found[:16]}…, the manifest says {str(info.packed_sha256)[:16]}…")
+    left = info.bytes
+    with (
+        source.open("rb") as file,
+        target.open("wb") as out,
+        zstandard.ZstdDecompressor().stream_reader(file) as reader,
+    ):
+        while left and (data := reader.read(min(left, CHUNK_BYTES))):
+            out.write(data)
+            left -= len(data)
+        if left or reader.read(1):
+            raise ValueError(f"unpacks to other than the {info.bytes} bytes of the manifest")

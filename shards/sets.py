@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from shards.dealing import intersections
 from shards.decoding import decode
 from shards.identity import sample_id
 from shards.manifest import Grouping, LabelView, Manifest, ShardInfo, SplitInfo, Task, metadata_fields
@@ -59,24 +60,10 @@ def write_set(
         splits = tally.close()
         if statistics is not None:
             mean, std = statistics.result(channels)
-        columns = list(classes) if task == "multi-label" else ["label"]
-        mapping = {"0": 0, "1": 1} if task == "multi-label" else {str(i): i for i in range(len(classes))}
-        content: dict[str, Any] = {
-            "name": name,
-            "set_id": set_id,
-            "task": task,
-            "label_columns": columns,
-            "classes": list(classes),
-            "views": {"default": LabelView(classes=list(classes), mapping=mapping)},
-            "channels": channels,
-            "bits": bits,
-            "mean": list(mean or []),
-            "std": list(std or []),
-            "target_metric": "roc_auc" if task == "multi-label" else "accuracy",
-            "metadata": known,
-            "encoding": tally.encoding,
-            "grouping": tally.grouping(),
-        } | dict(details or {})
+        content: dict[str, Any] = _of_task(task, list(classes)) | {
+            "name": name, "set_id": set_id, "channels": channels, "bits": bits, "mean": list(mean or []),
+            "std": list(std or []), "metadata": known, "encoding": tally.encoding, "grouping": tally.grouping(),
+        } | dict(details or {})  # fmt: skip
         view = LabelView.model_validate(content["views"][content.get("label_view", "default")])
         content["classes"] = view.classes
         content["splits"] = {
@@ -87,6 +74,16 @@ def write_set(
         tally.abort()
         raise
     return ShardSet(folder)
+
+
+def _of_task(task: Task, classes: list[str]) -> dict[str, Any]:
+    """Fields of a manifest that follow from task and classes."""
+    if task == "multi-label":
+        columns, mapping, metric = classes, {"0": 0, "1": 1}, "roc_auc"
+    else:
+        columns, mapping, metric = ["label"], {str(i): i for i in range(len(classes))}, "accuracy"
+    views = {"default": LabelView(classes=classes, mapping=mapping)}
+    return {"task": task, "label_columns": columns, "classes": classes, "views": views, "target_metric": metric}
 
 
 class _Tally:
@@ -160,12 +157,10 @@ class _Tally:
                 (self.folder / f"{info.stem}{suffix}").unlink(missing_ok=True)
 
     def grouping(self) -> Grouping:
-        names = list(self._groups)
-        pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
         return Grouping(
             by="image",
             salt_digest="0" * 32,
-            intersections={f"{a}-{b}": len(self._groups[a] & self._groups[b]) for a, b in pairs},
+            intersections=intersections({name: np.array(list(own), np.uint64) for name, own in self._groups.items()}),
             how="as given by the caller",
         )
 

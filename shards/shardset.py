@@ -1,7 +1,6 @@
 """A shard set: its splits under the view, the label file and the split file in force. See `split` for what they are."""
 
 import hashlib
-from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -106,11 +105,6 @@ class ShardSet:
         for info in (info for split in self.manifest.splits.values() for info in split.shards):
             self.storage.check(info)
             self.storage.columns(info)
-
-    def shared_groups(self) -> dict[str, int]:
-        """Groups that each pair of splits shares under the view and files in force, counted: {"train-val": 0, …}."""
-        groups = {name: np.unique(self.split(name).groups()) for name in self.split_names}
-        return {f"{a}-{b}": len(np.intersect1d(groups[a], groups[b])) for a, b in combinations(groups, 2)}
 
     def _all_mapped(self, info: SplitInfo) -> bool:
         if self.task == "multi-label" and self._label_file is None:

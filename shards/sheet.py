@@ -5,6 +5,7 @@ python -m shards sheet data/shards/DDSM --out DDSM.png
 
 import textwrap
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 
 import cv2
@@ -187,7 +188,7 @@ def _draw_proof(axis: Axes, manifest: Manifest, splits: Sequence[Split]) -> None
     axis.set_title("Shared between splits", loc="left", fontsize=11, weight="bold", x=0.06)
     lines: list[tuple[str, ...]] = [("", "samples", "groups", "images")]
     ids = {split.name: split.rows(np.arange(split.num_samples)) for split in splits}
-    for first, second in [(a, b) for i, a in enumerate(ids) for b in list(ids)[i + 1 :]]:
+    for first, second in combinations(ids, 2):
         left, right = ids[first], ids[second]
         shared = [
             len(np.intersect1d(getattr(left, name), getattr(right, name)))

@@ -159,6 +159,9 @@ def write_view(
     """Write the sheet as a .png; the same set, seed and preset give the same picture.
 
     operators: JSON as the trainer's --train-operators, in place of the preset.
+
+    Raises:
+        ValueError: another suffix, numbers out of range, or a stored image that does not decode.
     """
     if out.suffix.lower() != ".png":
         raise ValueError(f"{out.name}: a view is written as .png")

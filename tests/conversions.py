@@ -1,6 +1,7 @@
 """Conversions of a small phantom dataset; conftest.py has its raw folder."""
 
 import hashlib
+import sys
 from pathlib import Path
 
 from prep.convert import convert
@@ -17,6 +18,11 @@ OPTIONS = ConvertOptions(pixels=PixelOptions(1, 48), shard_samples=8, quiet=True
 def make(raw: Path, out: Path, options: ConvertOptions = OPTIONS) -> Manifest:
     """Convert a raw folder of DDSM with its own salt; the manifest."""
     return convert(DDSM, raw, out, options, raw / SALT_NAME)[0]
+
+
+def command(raw: Path, out: Path) -> list[str]:
+    """The command line that converts a raw folder of DDSM."""
+    return [sys.executable, "prep/make_shards.py", "--dataset", "DDSM", "--raw", str(raw), "--out", str(out)]
 
 
 def digests(folder: Path) -> dict[str, str]:

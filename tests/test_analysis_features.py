@@ -53,7 +53,7 @@ def bank_of(folder: Path, model: nn.Module, source: Source, key: dict | None = N
 def by_hand(model: nn.Module, how: How) -> dict[str, np.ndarray]:
     """Pooled outputs of every tap over all valid images."""
     parts: dict[str, list[np.ndarray]] = {name: [] for name in taps(model)}
-    with tapped(model, taps(model)) as outputs, torch.inference_mode():
+    with tapped(taps(model)) as outputs, torch.inference_mode():
         for images, _, _, valid in Source()(0):
             model(images)
             for name, output in outputs.items():

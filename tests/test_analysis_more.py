@@ -2,8 +2,9 @@
 
 import json
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import made_runs
@@ -202,3 +203,19 @@ def test_every_script_runs_for_every_family(tmp_path, tiny_set, model, side):
     fid.main(arguments(run, "fid", source=tiny_set))
     heads = result(run, "attention")["states"]["end"]["blocks.0.attn"]["mean"] if attention in scripts else [1]
     assert all(0 < one < 1.5 * side for one in heads)
+
+
+def test_a_limit_counts_damaged_images_in_attention_as_everywhere(tmp_path, tiny_set, monkeypatch):
+    """Of the first three images one is damaged: two are measured, and no fourth in its place."""
+    run, whole = make_run(tmp_path / "run", tiny_set, "deit_tiny_patch16_224", 32), Session.loader
+
+    def measured(valid: list[bool]) -> np.ndarray:
+        def marked(session: Session, split: Any, consumed: int = 0) -> Iterator[Any]:
+            for batch in whole(session, split, consumed):
+                yield batch._replace(valid=torch.tensor(valid)[: len(batch.valid)])
+
+        monkeypatch.setattr(Session, "loader", marked)
+        found = attention.measure(Session(arguments(run, "attention", "--limit", "3")), "end")
+        return np.stack([row["mean"] for row in found.values()])
+
+    np.testing.assert_array_equal(measured([True, False] + [True] * 6), measured([True, False, True] + [False] * 5))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.cross_decomposition import CCA
 
-from analysis.opinions import cca_mean, cca_r2, ceiling, image_halves, null_level, procrustes
+from analysis.opinions import cca, ceiling, image_halves, null_level, procrustes
 from analysis.similarity import (
     batch_hsics,
     batches_of,
@@ -16,8 +16,6 @@ from analysis.similarity import (
     jackknife_error,
     keyed_order,
     linear_gram,
-    minibatch_hsic,
-    rbf_gram,
 )
 
 
@@ -47,12 +45,18 @@ def song_hsic(k: np.ndarray, other: np.ndarray) -> float:
     return float((np.trace(k @ other) + middle) / (n * (n - 3)))
 
 
+def rbf_gram(features: np.ndarray, sigma: float) -> np.ndarray:
+    """The Gaussian kernel [n, n]; `sigma` is a fraction of the median distance (Kornblith et al., 2019)."""
+    distances = np.square(features[:, None] - features[None]).sum(2)
+    return np.exp(-distances / (2 * sigma**2 * np.median(distances)))
+
+
 def test_reference_numbers_of_kornblith(reference):
     grams = [linear_gram(side) for side in reference]
     assert cka(grams, biased=True) == pytest.approx(0.55761, abs=5e-6)
     assert cka(grams, biased=False) == pytest.approx(0.51346, abs=5e-6)
     assert cka([rbf_gram(side, 0.5) for side in reference], biased=True) == pytest.approx(0.65483, abs=5e-6)
-    assert cca_r2(*reference, centre=False) == pytest.approx(0.54312, abs=5e-6)
+    assert cca(*reference, centre=False)["cca_r2"] == pytest.approx(0.54312, abs=5e-6)
 
 
 def test_hsic_is_equation_5_of_song(reference):
@@ -82,14 +86,14 @@ def test_orthogonal_maps_scalings_and_shifts_leave_cka_at_one(layers):
     moved = [layers[0], layers[0] @ rotation, 17.5 * layers[0], layers[0] + 40]
     np.testing.assert_allclose(cka_of_hsic(hsic_in_features(moved)), 1, atol=1e-5)
     assert procrustes(layers[0], layers[0] @ rotation * 3) == pytest.approx(1, abs=1e-5)
-    assert cca_r2(layers[0], layers[0] @ np.diag(np.arange(1, 13))) == pytest.approx(1, abs=1e-5)
+    assert cca(layers[0], layers[0] @ np.diag(np.arange(1, 13)))["cca_r2"] == pytest.approx(1, abs=1e-5)
 
 
 def test_mean_cca_is_that_of_scikit_learn(reference):
     first, second = reference
     scores = CCA(n_components=10, scale=False, max_iter=5000, tol=1e-12).fit_transform(first, second)
     expected = np.mean([np.corrcoef(x, y)[0, 1] for x, y in zip(scores[0].T, scores[1].T, strict=True)])
-    assert cca_mean(first, second) == pytest.approx(expected, abs=1e-4)
+    assert cca(first, second)["cca_mean"] == pytest.approx(expected, abs=1e-4)
 
 
 def test_unrelated_features_are_near_zero_only_without_the_bias():
@@ -111,8 +115,8 @@ def test_order_of_images_changes_nothing(layers):
     ids = np.random.default_rng(2).integers(0, 2**63, 150)
     shuffle = np.random.default_rng(4).permutation(150)
     moved = [np.ascontiguousarray(layer[shuffle]) for layer in layers]
-    plain = minibatch_hsic(layers, ids, batch=16, seed=9)
-    np.testing.assert_array_equal(minibatch_hsic(moved, ids[shuffle], batch=16, seed=9), plain)
+    plain = batch_hsics(layers, ids, batch=16, seed=9).mean(0)
+    np.testing.assert_array_equal(batch_hsics(moved, ids[shuffle], batch=16, seed=9).mean(0), plain)
     whole = [cka_of_hsic(hsic_in_features(side)) for side in (layers, moved)]
     np.testing.assert_allclose(whole[0], whole[1], atol=1e-9)
     assert not np.array_equal(keyed_order(ids, 0), keyed_order(ids, 1))
@@ -125,7 +129,7 @@ def test_minibatch_sums_before_it_divides():
     centres = generator.normal(size=(8, 20)) * 6
     layers = [centres[labels] + generator.normal(size=(512, 20)) for _ in range(2)]
     whole = cka_of_hsic(hsic_in_features(layers))[0, 1]
-    batched = cka_of_hsic(minibatch_hsic(layers, np.arange(512), batch=64))[0, 1]
+    batched = cka_of_hsic(batch_hsics(layers, np.arange(512), batch=64).mean(0))[0, 1]
     sorted_batches = [
         cka([linear_gram(layer[i : i + 64]) for layer in layers], biased=False) for i in range(0, 512, 64)
     ]
@@ -151,7 +155,7 @@ def test_ill_posed_input_is_named_or_nan(layers):
         hsic_in_features([layers[0], layers[1][:20]])
     with pytest.raises(ValueError, match="at least 4 images, got 3"):
         hsic_of_grams(np.zeros((2, 3, 3)))
-    assert np.isnan(cca_r2(layers[0][:10], layers[1][:10]))
+    assert np.isnan(cca(layers[0][:10], layers[1][:10])["cca_r2"])
 
 
 def test_correlations_that_are_one_for_want_of_images_are_undefined(monkeypatch):
@@ -164,19 +168,19 @@ def test_correlations_that_are_one_for_want_of_images_are_undefined(monkeypatch)
     assert forced[0] == pytest.approx(1)  # unrelated, and yet
     for whole in (1000, 20):
         monkeypatch.setattr("analysis.opinions.WHOLE_IMAGES", whole)
-        assert np.isnan(cca_mean(first, second)) and np.isfinite(cca_mean(first, second[:, :17]))
-        assert np.isfinite(cca_mean(first, second, centre=False))
+        assert np.isnan(cca(first, second)["cca_mean"]) and np.isfinite(cca(first, second[:, :17])["cca_mean"])
+        assert np.isfinite(cca(first, second, centre=False)["cca_mean"])
 
 
 def test_more_features_than_images_have_correlations_where_they_have_few_directions(monkeypatch):
     generator = np.random.default_rng(10)
     few, other = generator.normal(size=(40, 6)), generator.normal(size=(40, 9))
     wide = few @ generator.normal(size=(6, 70))
-    expected = cca_mean(few, other)
+    expected = cca(few, other)["cca_mean"]
     for whole in (1000, 20):
         monkeypatch.setattr("analysis.opinions.WHOLE_IMAGES", whole)
-        assert cca_mean(wide, other) == pytest.approx(expected, abs=1e-6)
-        assert np.isnan(cca_mean(generator.normal(size=(40, 70)), other))
+        assert cca(wide, other)["cca_mean"] == pytest.approx(expected, abs=1e-6)
+        assert np.isnan(cca(generator.normal(size=(40, 70)), other)["cca_mean"])
 
 
 def test_procrustes_with_more_features_than_images():
@@ -200,19 +204,19 @@ def test_ceiling_and_halves_frame_a_value(layers):
 
 
 def test_second_opinions_in_parts_are_those_of_the_whole(layers, monkeypatch):
-    expected = [(cca_r2(layers[0], other), procrustes(layers[0], other)) for other in layers[1:]]
+    expected = [(cca(layers[0], other)["cca_r2"], procrustes(layers[0], other)) for other in layers[1:]]
     monkeypatch.setattr("analysis.opinions.WHOLE_IMAGES", 100)
-    found = [(cca_r2(layers[0], other), procrustes(layers[0], other)) for other in layers[1:]]
+    found = [(cca(layers[0], other)["cca_r2"], procrustes(layers[0], other)) for other in layers[1:]]
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_features_that_do_not_vary_have_no_correlation(layers, monkeypatch):
     for whole in (1000, 100):
         monkeypatch.setattr("analysis.opinions.WHOLE_IMAGES", whole)
-        assert np.isnan(cca_r2(np.ones((150, 4)), layers[0]))
+        assert np.isnan(cca(np.ones((150, 4)), layers[0])["cca_r2"])
         assert np.isnan(procrustes(np.ones((150, 4)), layers[0]))
         wider = np.concatenate([layers[0], layers[0][:, :5] * 2], 1)  # the same 12 directions
-        assert cca_r2(wider, layers[0]) == pytest.approx(1, abs=1e-6)
+        assert cca(wider, layers[0])["cca_r2"] == pytest.approx(1, abs=1e-6)
 
 
 def test_null_level_of_many_images_says_how_many_it_drew(monkeypatch):

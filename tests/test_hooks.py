@@ -20,14 +20,14 @@ def number_of_hooks(model):
 
 def test_hooks_are_gone_afterwards_also_after_an_error():
     model = small()
-    with tapped(model, taps(model)) as outputs:
+    with tapped(taps(model)) as outputs:
         model(torch.rand(2, 3, 32, 32))
         assert number_of_hooks(model) == len(taps(model)) == len(outputs)
     assert number_of_hooks(model) == 0
-    with pytest.raises(RuntimeError, match="on purpose"), tapped(model, taps(model)):
+    with pytest.raises(RuntimeError, match="on purpose"), tapped(taps(model)):
         raise RuntimeError("on purpose")
     assert number_of_hooks(model) == 0
-    with pytest.raises(AttributeError), tapped(model, {"good": model, "bad": "no module"}):
+    with pytest.raises(AttributeError), tapped({"good": model, "bad": "no module"}):
         pass
     assert number_of_hooks(model) == 0
 
@@ -35,7 +35,7 @@ def test_hooks_are_gone_afterwards_also_after_an_error():
 def test_taps_see_outputs_and_the_embedding_is_the_classifiers_input():
     model = small()
     found = {**taps(model), "embedding": embedding_tap(model)}
-    with evaluating(model), torch.inference_mode(), tapped(model, found) as outputs:
+    with evaluating(model), torch.inference_mode(), tapped(found) as outputs:
         logits = model(torch.rand(2, 3, 32, 32))
         torch.testing.assert_close(outputs["fc"], logits, rtol=0, atol=0)
         torch.testing.assert_close(model.get_classifier()(outputs["embedding"]), logits)
@@ -106,6 +106,6 @@ def test_first_tensor_looks_into_tuples_lists_and_dicts():
 def test_input_of_gives_what_goes_in():
     layer = nn.Linear(3, 2)
     given = torch.rand(1, 3)
-    with tapped(layer, {"in": InputOf(layer)}) as outputs:
+    with tapped({"in": InputOf(layer)}) as outputs:
         layer(given)
     assert outputs["in"] is given

@@ -73,7 +73,9 @@ def test_a_truncated_jpeg_is_refused_at_a_part_too() -> None:
 
 @pytest.mark.parametrize("short_side", [128, 256])
 def test_real_photographs_at_a_part(short_side: int, real_data: Path) -> None:
-    for path in sorted((real_data / "idrid-full").rglob("*.jpg"))[:2]:
+    paths = sorted((real_data / "idrid-full").rglob("*.jpg"))[:2]
+    assert len(paths) == 2
+    for path in paths:
         data, options = path.read_bytes(), PixelOptions(3, short_side)
         close(prepare(data, options).pixels, prepared_whole(data, options))
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conversions import DDSM, OPTIONS, digests, make
+from conversions import DDSM, OPTIONS, command, digests, make
 
 import prep.convert
 import prep.tasks
@@ -67,25 +67,16 @@ def test_an_interrupted_run_goes_on_and_keeps_what_is_whole(
 @pytest.mark.slow
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(raw_ddsm: Path, tmp_path: Path) -> None:
     make(raw_ddsm, tmp_path / "a")
-    command = [
-        sys.executable,
-        "prep/make_shards.py",
-        "--dataset",
-        "DDSM",
-        "--raw",
-        str(raw_ddsm),
-        "--out",
-        str(tmp_path / "b"),
-    ]
-    command += ["--salt", str(raw_ddsm / SALT_NAME), "--short-side", "48", "--shard-samples", "8", "--workers", "2"]
+    words = command(raw_ddsm, tmp_path / "b")
+    words += ["--salt", str(raw_ddsm / SALT_NAME), "--short-side", "48", "--shard-samples", "8", "--workers", "2"]
     rng = np.random.default_rng(0)
     root = Path(__file__).parents[1]
     for _ in range(6):
-        process = subprocess.Popen(command, cwd=root, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(words, cwd=root, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         time.sleep(rng.uniform(0.3, 4))
         process.send_signal(signal.SIGKILL)
         process.wait()
-    subprocess.run(command, cwd=root, check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    subprocess.run(words, cwd=root, check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     assert digests(tmp_path / "a") == digests(tmp_path / "b")
 
 

@@ -77,7 +77,7 @@ def run_taps(name, size):
     model = build(Recipe(name, 4, img_size=size), 0)
     found = {**taps(model), "embedding": embedding_tap(model)}
     assert list(found)[:-1] == list(layer_groups(model))
-    with evaluating(model), torch.inference_mode(), tapped(model, found) as outputs:
+    with evaluating(model), torch.inference_mode(), tapped(found) as outputs:
         model(torch.rand(2, *input_size(model)))
     assert list(outputs) and set(outputs) == set(found)
     return {key: pool(output, layout=layout_of(model)) for key, output in outputs.items()}

@@ -15,6 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from conversions import command
 from faulty_server import Fault, serve
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -80,18 +81,9 @@ def test_set_messages_and_errors_hold_no_identifier(raw: Path, tmp_path: Path) -
 
 
 def test_the_command_prints_no_identifier(raw: Path, tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "prep/make_shards.py",
-        "--dataset",
-        "DDSM",
-        "--raw",
-        str(raw),
-        "--out",
-        str(tmp_path / "set"),
-    ]
+    words = command(raw, tmp_path / "set")
     options = ["--max-bad", "0.2", "--short-side", "32", "--workers", "2"]
-    ended = subprocess.run([*command, *options], cwd=Path(__file__).parents[1], capture_output=True, timeout=120)
+    ended = subprocess.run([*words, *options], cwd=Path(__file__).parents[1], capture_output=True, timeout=120)
     assert ended.returncode == 0
     assert_clean(ended.stdout + ended.stderr)
 

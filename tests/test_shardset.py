@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xxhash
+from shard_facts import shared_groups
 
 from shards import storage
 from shards.identity import sample_ids
@@ -181,7 +182,7 @@ def test_a_split_file_deals_samples_anew(tiny_set: Path, tmp_path: Path) -> None
     assert found == {key: name for key, name in folds.items() if name}
     with pytest.raises(ValueError, match="split 'val' does not exist in tiny; it has train, test"):
         fold.split("val")
-    assert fold.shared_groups() == {"train-test": 0}
+    assert shared_groups(fold) == {"train-test": 0}
 
 
 def test_a_split_file_that_parts_a_patient_is_seen(tiny_set: Path, tmp_path: Path) -> None:
@@ -194,7 +195,7 @@ def test_a_split_file_that_parts_a_patient_is_seen(tiny_set: Path, tmp_path: Pat
     write_set(tmp_path / "set", samples, name="x", classes=["a"])
     (tmp_path / "fold.csv").write_text("key,split\nk0,train\nk1,val\nk2,train\nk3,train\nk4,test\nk5,val\n")
     fold = ShardSet(tmp_path / "set", split_file=tmp_path / "fold.csv")
-    assert fold.shared_groups() == {"train-val": 1, "train-test": 0, "val-test": 1}
+    assert shared_groups(fold) == {"train-val": 1, "train-test": 0, "val-test": 1}
 
 
 @pytest.mark.slow

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prep.splits import intersections, split_official, split_random, study_shuffle
-from shards.dealing import deal, one_hot
+from prep.splits import groups_of, split_official, split_random, study_shuffle
+from shards.dealing import deal, intersections, one_hot
 
 SHARES = (0.7, 0.15, 0.15)
 
@@ -30,7 +30,7 @@ def test_groups_never_part_and_nobody_is_lost(data: tuple[np.ndarray, list[str]]
     splits = split_random(labels, groups, SHARES, seed)
     assert len(splits) == len(groups)
     assert set(splits) == {"train", "val", "test"}
-    assert set(intersections(splits, groups).values()) == {0}
+    assert set(intersections(groups_of(splits, groups)).values()) == {0}
     assert splits == split_random(labels, groups, SHARES, seed)
 
 
@@ -86,7 +86,7 @@ def test_a_patient_in_two_official_splits_moves_whole_and_is_counted() -> None:
     splits, warnings = split_official(official, np.zeros((20, 1), int), groups, SHARES, 0)
     assert splits[0] == splits[1] == splits[17] == "test"
     assert warnings == ["1 group stood in two official splits: moved whole to the later one"]
-    assert set(intersections(splits, groups).values()) == {0}
+    assert set(intersections(groups_of(splits, groups)).values()) == {0}
 
 
 def test_the_study_shuffles_row_numbers_and_halves_what_it_holds_out(tmp_path: Path) -> None:
@@ -113,8 +113,6 @@ def test_wrong_cached_ids_are_refused(document: str, tmp_path: Path) -> None:
 
 
 def test_intersections_count_shared_groups() -> None:
-    assert intersections(["train", "val", "test", "test"], ["a", "a", "a", "b"]) == {
-        "train-val": 1,
-        "train-test": 1,
-        "val-test": 1,
-    }
+    groups = groups_of(["train", "val", "test", "test", ""], ["a", "a", "a", "b", "c"])
+    assert groups == {"train": ["a"], "val": ["a"], "test": ["a", "b"]}
+    assert intersections(groups) == {"train-val": 1, "train-test": 1, "val-test": 1}

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from conversions import DDSM, OPTIONS, digests, make
 from faulty_server import Fault, serve
+from shard_facts import shared_groups
 
 import prep.convert
 import prep.places
@@ -106,7 +107,7 @@ def test_from_a_bucket_into_a_bucket(
     main(parse_args(command))
     assert "already done, nothing to do" in capsys.readouterr().out
     fold = ShardSet("s3://sets/deep/DDSM", cache=in_folder / "cache", split_file="fold-1-of-3-seed-0")
-    assert fold.shared_groups() == {"train-val": 0, "train-test": 0, "val-test": 0}
+    assert shared_groups(fold) == {"train-val": 0, "train-test": 0, "val-test": 0}
 
 
 def test_an_interrupted_delivery_goes_on(

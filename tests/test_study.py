@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from train.study import STOPPED, flag, main, parse_args, read, run_here, run_submitted
+from train.study import main, parse_args, read, run_here, run_submitted
+from train.study_run import STOPPED, flag
 from train.study_table import rows, summary, table, unfinished
 
 ROOT = Path(__file__).resolve().parents[1]

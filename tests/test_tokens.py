@@ -39,7 +39,7 @@ def everything(session: Session, state: str) -> list[np.ndarray]:
     """All activations of all layers at once, as the tiles avoid."""
     model, parts = session.holding(state), []
     taps = session.taps_of(model)
-    with tapped(model, taps) as outputs, torch.inference_mode():
+    with tapped(taps) as outputs, torch.inference_mode():
         for images, _, _, valid, *_ in session.loader(session.split()):
             model(images)
             parts.append([outputs[name][valid].flatten(1).double().numpy() for name in taps])

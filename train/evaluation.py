@@ -62,7 +62,7 @@ def predict(
     """
     model.eval()
     parts: list[tuple[Tensor, ...]] = []
-    with tapped(model, {} if tap is None else {"": tap}) as seen:
+    with tapped({} if tap is None else {"": tap}) as seen:
         for batch in batches:
             if stop():
                 return None

@@ -30,14 +30,13 @@ _PLAIN = Layout()
 
 
 @contextmanager
-def tapped(model: nn.Module, taps: Mapping[str, Tap]) -> Iterator[dict[str, Tensor]]:
-    """Within the block each forward pass of `model` fills the dict: tap name -> that module's output [b, …].
+def tapped(taps: Mapping[str, Tap]) -> Iterator[dict[str, Tensor]]:
+    """Within the block each forward pass fills the dict: tap name -> that module's output [b, …].
 
     A module called twice leaves its last output; of a tuple or list the first tensor counts. Hooks are gone afterwards,
     whatever happens inside.
     """
     outputs: dict[str, Tensor] = {}
-    del model  # the hooks sit on its modules
     with ExitStack() as stack:
         for name, tap in taps.items():
             stack.callback(_attach(name, tap, outputs))

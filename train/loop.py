@@ -12,13 +12,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from shards.loader import Batch
 from train import checkpoints
+from train.divergence import Diverged, check_weights, judge_loss
 from train.engine import (
     agree,
     first_word,
@@ -42,10 +41,6 @@ from train.reporting import Reporter
 from train.resharding import Whole, load_optimizer
 from train.rundir import read_weights, save_weights
 from train.stopping import Preempted, Wish
-
-
-class Diverged(ValueError):
-    """The loss or a weight is not finite, on every rank alike; nothing has been kept of it."""
 
 
 class Trainer:
@@ -143,9 +138,20 @@ class Trainer:
             self.pulse.beat(f"step {self.progress.step + 1}, backward")
             self.engine.backward(loss * (world * len(parts) / weight))
             if part is parts[-1]:
-                mean = self._check_loss(losses, failed, sample_ids) / weight
+                mean = self._judge_loss(losses, sample_ids.cpu()[failed]) / weight
             self.engine.step()
         return mean
+
+    def _judge_loss(self, losses: float, failed_ids: Tensor) -> float:
+        """Sum of the loss over ranks. Where it is not finite: Diverged on every rank, before a weight moves, unless
+        such losses are to be skipped.
+        """
+        whole, line = judge_loss(losses, failed_ids, self.progress.step + 1, self.job.device)
+        if line is not None:
+            if self.job.config.training.on_nan == "stop" or self.engine.zero_optimization_stage() == 3:
+                raise Diverged(f"{line}: lower --lr, or --on-nan skip; --resume goes on from the last checkpoint")
+            self.reporter.say(f"warning: {line}; their micro-batches count as zero")
+        return whole
 
     def _loss(self, part: Inputs) -> Tensor:
         return views_loss(
@@ -164,31 +170,6 @@ class Trainer:
         if self.reporter.writer is not None:
             mean, std = self.job.config.data.norm(self.job.shards.manifest)
             self.reporter.picture("train/batch", batch_grid(images, mean, std), self.progress.step + 1)
-
-    def _check_loss(self, losses: float, failed: Tensor, sample_ids: Tensor) -> float:
-        """Sum of the loss over ranks. Where it is not finite: ValueError on every rank, before a weight moves."""
-        sums = total(torch.tensor([losses, float(failed.any())], dtype=torch.float64, device=self.job.device))
-        if sums[1] > 0:
-            gathered: list[list[str]] = [[] for _ in range(self.job.ranks.world)]
-            dist.all_gather_object(
-                gathered, [f"{i:016x}" for i in sample_ids.cpu().numpy().view(np.uint64)[failed.numpy()]]
-            )
-            ids = [each for part in gathered for each in part]
-            line = f"the loss of step {self.progress.step + 1} is not finite; sample ids {', '.join(ids[:16])}"
-            if self.job.config.training.on_nan == "stop" or self.engine.zero_optimization_stage() == 3:
-                raise Diverged(f"{line}: lower --lr, or --on-nan skip; --resume goes on from the last checkpoint")
-            self.reporter.say(f"warning: {line}; their micro-batches count as zero")
-        return sums[0].item()
-
-    def _check_weights(self) -> None:
-        """Raise Diverged on every rank where a gradient that was not finite has reached a weight of any."""
-        parts = [getattr(each, "ds_tensor", each) for each in self.engine.module.parameters()]  # ZeRO 3 keeps parts
-        wrong = any(not bool(part.isfinite().all()) for part in parts)
-        if total(torch.tensor([float(wrong)], dtype=torch.float64, device=self.job.device)).item() > 0:
-            raise Diverged(
-                f"the weights after step {self.progress.step} are not finite, though its loss was: lower --lr, or take "
-                "another --precision; --resume goes on from the last checkpoint"
-            )
 
     def _agree_on(self, weight: float) -> tuple[float, bool, bool]:
         """What counts in the global batch; whether any rank wants to stop; whether a checkpoint is due."""
@@ -232,7 +213,7 @@ class Trainer:
 
     def validate(self) -> None:
         """Score the validation split, and keep the weights where the target metric is the best so far."""
-        self._check_weights()
+        check_weights(self.engine.module, self.progress.step, self.job.device)
         model = self._model_to_evaluate()
         found = self.scores(model, "val")
         values = found.values
@@ -295,7 +276,7 @@ class Trainer:
         Where it cannot be written (a full disk) nothing of it stays, and the run goes on with a warning. Raises
         ValueError instead where it `must` be written: the run ends here; Diverged where a weight is not finite.
         """
-        self._check_weights()
+        check_weights(self.engine.module, self.progress.step, self.job.device)
         progress, training = self.progress, self.job.config.training
         folder = self.job.folder / "checkpoints"
         tag = checkpoints.tag_of(progress.step)

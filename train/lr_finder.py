@@ -41,11 +41,11 @@ from train.assembly import (
     weights_info,
 )
 from train.config import RESUMABLE, Config, Schedule, changed
+from train.divergence import Diverged
 from train.ds_settings import DeepSpeedSettings
 from train.engine import Ranks, agree, join, plain_copy
 from train.job import Job
 from train.layers import layer_groups
-from train.loop import Diverged
 from train.lr_figure import grid_figure, range_figure, save_figure
 from train.lr_trial import Notebook, Ramp, RangeNotebook, Trial
 from train.models import create
@@ -58,7 +58,6 @@ from train.stopping import Wish
 
 RECORD = "lr_finder.json"
 Kind = Literal["grid", "range"]
-KINDS = ("grid", "range")
 
 
 def rates_of(config: Config) -> list[float]:

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from train.loop import Diverged, Trainer
+from train.divergence import Diverged
+from train.loop import Trainer
 from train.reporting import Reporter
 
 SMOOTHING = 0.9  # of the loss in a range test

@@ -47,7 +47,10 @@ SHARDS_FOLDER = Path("data/shards")
 
 
 def resolve(args: argparse.Namespace, flags: dict[str, Any]) -> tuple[Config, DeepSpeedSettings]:
-    """The checked config and DeepSpeed settings of file and flags, or of the run that goes on."""
+    """The checked config and DeepSpeed settings of file and flags, or of the run that goes on.
+
+    Raises ValueError for what contradicts itself or the run.
+    """
     overrides = {name: getattr(args, name) for name in DEEPSPEED_FLAGS}
     if args.resume is not None:
         return _resumed(Path(args.resume), args, flags, overrides)

@@ -16,33 +16,24 @@ import argparse
 import itertools
 import json
 import os
-import signal
-import subprocess
 import sys
-import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from shards.aside import write_aside
 from shards.command_line import Parser, add_debug_flag, positive
-from shards.errors import EXIT_INTERRUPTED
 from shards.fetching import shown_place
 from train import config as configs
 from train.config_file import nearest
 from train.flags import DEEPSPEED_FLAGS
-from train.lock import LOCK_FILE
-from train.reporting import read_metrics
-from train.rundir import METRICS_FILE, RESULTS_FILE
 from train.stopping import EXIT_PREEMPTED
+from train.study_run import ROOT, STOPPED, TAIL, Run
 from train.study_table import last_line, rows, table, unfinished
 
-ROOT = Path(__file__).resolve().parents[1]
 SET_BY_STUDY = ("name", "out")
-TAIL = 400  # characters of a failed run's last words
 SHARED = (
     "name",
     "timeout_min",
@@ -53,78 +44,6 @@ SHARED = (
     "tasks_per_node",
     "stderr_to_stdout",
 )
-CHECKPOINT_SECONDS = 80  # submitit warns 90 seconds before the end
-ALIVE_SECONDS = 30  # a trainer touches its lock every five
-STOPS = (EXIT_PREEMPTED, EXIT_INTERRUPTED, -signal.SIGINT)  # of launch.sh; the last before it has begun a training
-STOPPED = "stopped by a signal; the same command goes on"
-_children: "set[subprocess.Popen[str]]" = set()  # of this process, for submitit's warning
-
-
-@dataclass(frozen=True)
-class Run:
-    """One combination. `flags`: the trainer's, by field name; calling it runs it, or goes on with it."""
-
-    name: str
-    folder: Path
-    flags: tuple[tuple[str, Any], ...]
-    command: tuple[str, ...]  # what comes before the flags
-
-    @property
-    def results(self) -> dict[str, Any] | None:
-        """What the run wrote at its end; None before."""
-        path = self.folder / RESULTS_FILE
-        return json.loads(path.read_text()) if path.is_file() else None
-
-    @property
-    def state(self) -> str:
-        """ "done", "running" (here or on another machine), "stopped" before its end, or "waiting" for its start."""
-        if self.results is not None:
-            return "done"
-        try:
-            alive = time.time() - (self.folder / LOCK_FILE).stat().st_mtime < ALIVE_SECONDS
-        except FileNotFoundError:
-            alive = False
-        return "running" if alive else "stopped" if self.folder.is_dir() else "waiting"
-
-    @staticmethod
-    def was_stopped(words: str) -> bool:
-        """Whether the last words are of a stop, not of a failure."""
-        return words == STOPPED
-
-    @property
-    def step(self) -> int:
-        """The newest step on record; 0 before the first."""
-        path = self.folder / METRICS_FILE
-        return max((int(each["step"]) for each in read_metrics(path)), default=0) if path.is_file() else 0
-
-    def __call__(self) -> str:
-        """Run to the end. Returns "", STOPPED, or the last words of a failure."""
-        if self.results is not None:
-            return ""
-        if self.folder.is_dir():
-            words = ["--resume", str(self.folder)]
-        else:
-            words = [word for name, value in self.flags for word in flag(name, value)]
-            words += ["--out", str(self.folder.parent), "--name", self.name]
-        pipe = subprocess.PIPE
-        with subprocess.Popen([*self.command, *words], cwd=ROOT, stdout=pipe, stderr=pipe, text=True) as process:
-            _children.add(process)
-            told, wrong = process.communicate()
-            _children.discard(process)
-        if process.returncode in (0, *STOPS):
-            return STOPPED if process.returncode else ""
-        return (wrong.strip() or told.strip())[-TAIL:] or "no word"
-
-    def checkpoint(self) -> Any:
-        """Slurm takes the machine back: the run writes a checkpoint, and submitit submits it again, which goes on."""
-        from submitit.helpers import DelayedSubmission
-
-        under_way = list(_children)
-        for process in under_way:
-            process.send_signal(signal.SIGUSR1)
-        for process in under_way:
-            process.wait(CHECKPOINT_SECONDS)
-        return DelayedSubmission(self)
 
 
 class Study(NamedTuple):
@@ -206,16 +125,6 @@ def name_of(combination: Mapping[str, Any], grid: Mapping[str, list[Any]]) -> st
         parts.append(text if key in ("shards", "model", "start", "seed") else f"{key}{text}")
     joined = "-".join(parts or ["run"])
     return "".join(letter if letter.isalnum() or letter in "._+-" else "_" for letter in joined)[:120]
-
-
-def flag(name: str, value: Any) -> list[str]:
-    """A field as words of the command line."""
-    dashed = name.replace("_", "-")
-    if isinstance(value, bool):
-        return [f"--{dashed}" if value else f"--no-{dashed}"]
-    if isinstance(value, list) and all(isinstance(each, int | float) for each in value):
-        value = ",".join(map(str, value))
-    return [f"--{dashed}", json.dumps(value) if isinstance(value, list | dict) else str(value)]
 
 
 def run_here(study: Study, parallel: int, tries: int) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from scipy import stats
 
 from shards.fetching import shown_place
+from train.study_run import STOPPED
 
 if TYPE_CHECKING:
     from train.study import Study
@@ -70,7 +71,7 @@ def unfinished(study: "Study", failed: Mapping[str, str]) -> str:
         words, state = last_line(failed.get(run.name, "")), run.state
         if state == "done" or (state == "waiting" and not words):
             continue
-        state = "failed" if words and not run.was_stopped(words) and state != "running" else state
+        state = "failed" if words not in ("", STOPPED) and state != "running" else state
         lines.append(f"| {run.name} | {state} | {run.step or ''} | {words.replace('|', ' ')[:100]} |")
     head = ["| not done | state | step | last words |", "|---|---|---|---|"]
     return "\n".join([*head, *lines]) if lines else ""
