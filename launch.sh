@@ -148,11 +148,13 @@ nodes_of() { sed 's/#.*//' "$1" | awk 'NF { print $1 }'; }
 
 # Fills `where` for DeepSpeed's launcher: this machine, one of several that are started by hand, or all over ssh.
 choose_nodes() {
-    local count
+    local count wrong
     if [[ -n ${HOSTFILE:-} ]]; then
         [[ -f $HOSTFILE ]] || die "HOSTFILE=$HOSTFILE: no such file; a line a node, as in: node1 slots=8"
         count=$(nodes_of "$HOSTFILE" | wc -l)
         ((count)) || die "HOSTFILE=$HOSTFILE names no node; a line a node, as in: node1 slots=8"
+        wrong=$(nodes_of "$HOSTFILE" | LC_ALL=C grep -vE '^[A-Za-z0-9][A-Za-z0-9._:@-]*$' | head -n 1) || true # ssh takes -… as an option
+        [[ -z $wrong ]] || die "HOSTFILE=$HOSTFILE: '$wrong' is no name of a machine; a line a node, as in: node1 slots=8"
         where=(--hostfile "$HOSTFILE")
     fi
     if [[ -n ${NODE_RANK:-} ]]; then
@@ -180,6 +182,7 @@ train() {
     local -a where=()
     local over_ssh=0 status=0 told=0 port=${MASTER_PORT:-}
     [[ -d ${TMPDIR:-/tmp} && -w ${TMPDIR:-/tmp} ]] || die "TMPDIR=${TMPDIR:-/tmp} is no folder that can be written to: name another, as in TMPDIR=/tmp, or make it"
+    [[ ${RANKS:-1} =~ ^[1-9][0-9]{0,4}$ ]] || die "RANKS=$RANKS: give the ranks on this machine, 1 or more"
     cpu_settings
     export PATH=$venv/bin:$PATH # nodes and ranks find this environment's python, ninja and deepspeed
     if [[ -n ${HOSTFILE:-} || -n ${NODE_RANK:-} ]]; then

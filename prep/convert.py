@@ -24,8 +24,8 @@ from prep.pool import Done, Progress, T, run_tasks
 from prep.private import PrivateFolder
 from prep.records import RawDataset
 from prep.tasks import Outcome, Task, finished, keep, undecodable
-from shards.fetching import shown
 from shards.manifest import MANIFEST_NAME, Manifest
+from shards.redaction import shown
 
 NEAR_DUPLICATES = "near_duplicates.csv"
 OURS = re.compile(

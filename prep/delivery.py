@@ -12,9 +12,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from prep.places import patiently
-from shards.fetching import scrub, shown
 from shards.folds import FoldOptions, write_folds
 from shards.manifest import MANIFEST_NAME, Manifest
+from shards.redaction import scrub, shown
 from shards.storage import SPLITS_FOLDER
 
 

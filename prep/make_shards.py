@@ -32,11 +32,11 @@ from prep.sources import slides as slide_sources
 from prep.sources.own_table import TableColumns, table_dataset
 from prep.whole_slides import TileOptions
 from shards.command_line import Parser, add_output_flags, positive
-from shards.fetching import shown
 from shards.folds import FoldOptions, write_folds
 from shards.folds import describe as describe_folds
 from shards.manifest import Manifest
 from shards.metadata import find_field
+from shards.redaction import shown
 from shards.storage import SPLITS_FOLDER, is_url
 
 CORES = len(os.sched_getaffinity(0))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from shards.fetching import scrub, shown
+from shards.redaction import scrub, shown
 from shards.storage import is_url
 
 ATTEMPTS = 5

@@ -22,11 +22,11 @@ from prep.splits import SPLITS, groups_of, split_by_source, split_official, spli
 from prep.subgroups import DICOM_FIELDS, chosen
 from prep.tasks import Item, Task
 from shards.dealing import intersections
-from shards.fetching import shown
 from shards.folds import FoldOptions
 from shards.identity import group_hash, make_key, salt_digest
 from shards.manifest import BLANK_LABEL, Grouping
 from shards.metadata import FIELDS
+from shards.redaction import shown
 from shards.words import counted
 
 MAX_SHARD_SAMPLES = 4096

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from prep.places import is_far, there
 from prep.whole_slides import Region
-from shards.fetching import shown
 from shards.manifest import LabelView
 from shards.metadata import Metadata
+from shards.redaction import shown
 
 PHANTOM_MARKER = "PHANTOM.txt"  # in a raw folder: what lies here is synthetic
 

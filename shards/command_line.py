@@ -92,7 +92,7 @@ class Parser(argparse.ArgumentParser):
 def local_folder(text: str) -> Path:
     """The type of an argument that must be a folder of this machine: a URL is told as one, not looked for."""
     if "://" in text:
-        from shards.fetching import shown  # not for a --help
+        from shards.redaction import shown
 
         raise argparse.ArgumentTypeError(
             f"{shown(text)} is a URL, and this works on a folder of this machine: copy the set here first (info, plan, "

@@ -4,6 +4,8 @@ import errno
 import os
 import sys
 
+from shards.redaction import without_secrets
+
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_NOT_READ = 141  # as of programs that SIGPIPE ends
@@ -32,8 +34,10 @@ def in_words(error: ValueError | OSError) -> str:
 
 
 def first_line(error: BaseException, most: int = 160) -> str:
-    """The first line of an error's text that says something, at most so many letters; its kind where it has none."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    """The first line of an error's text that says something, without secrets, at most so many letters; its kind where
+    it has none.
+    """
+    lines = [line.strip() for line in without_secrets(str(error)).splitlines() if line.strip()]
     return (lines or [type(error).__name__])[0][:most]
 
 

@@ -6,27 +6,23 @@ and a broken one loses little. No message holds the user, password or query of a
 
 import errno
 import hashlib
-import os
 import random
-import re
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import urlsplit, urlunsplit
 
 import zstandard
 
 from shards.manifest import ShardInfo
+from shards.redaction import scrub, shown
 from shards.storage import is_url
 
 FIRST_REQUEST, LARGEST_REQUEST, SMALLEST_REQUEST = 4 << 20, 16 << 20, 64 << 10  # bytes
 UNPACK_BYTES = 1 << 20  # unpacked at a time, so that a packed bomb costs no memory
 TRIES_OF_WRONG_BYTES = 2
-SECRET_NAME = re.compile(r"KEY|SECRET|TOKEN|PASSW|CREDENTIAL|SIGNATURE|SAS", re.IGNORECASE)
-USER = re.compile(r"://([^/?#\s@]*@|[^/?#\s@]*:[^?#\s]*@)+")  # a password may hold slashes, though it should not
 PASSING_STATUS = {408, 425, 429}  # besides 5xx: worth another try
 
 
@@ -68,28 +64,9 @@ class Patience:
         return longest * random.SystemRandom().uniform(0.5, 1.0)
 
 
-def shown(url: str) -> str:
-    """The URL for messages: without user, password, query and fragment."""
-    parts = urlsplit(re.sub(USER, "://", url))
-    place, _, port = parts.netloc.partition(":")
-    if port and not port.isdigit() and not place.startswith("["):
-        return f"{parts.scheme}://…/"  # a password with a question mark: where it ends, nobody can say
-    return urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/"), "", ""))
-
-
 def shown_place(place: str | Path) -> str:
     """A place as it may be written down: a URL as in messages, a path as it is."""
     return shown(str(place)) if is_url(place) else str(place)
-
-
-def scrub(text: str) -> str:
-    """A foreign message in one line, without queries, users of URLs, and secrets of the environment."""
-    text = re.sub(USER, "://", " ".join(text.split()))
-    text = re.sub(r"\?\S+", "", text)
-    for name, value in os.environ.items():
-        if len(value) >= 8 and SECRET_NAME.search(name):
-            text = text.replace(value, "…")
-    return text[:200]
 
 
 class Place:

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from types import TracebackType
 from typing import NoReturn
 
 from shards.errors import (
@@ -22,6 +23,7 @@ from shards.errors import (
     flush_output,
     in_words,
 )
+from shards.redaction import hush_libraries, without_secrets
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("prep", "shards", "train", "analysis")
@@ -32,8 +34,10 @@ def run_cli(main: Callable[[], int | None], *, debug: bool = False) -> NoReturn:
 
     A ValueError or OSError is the user's to mend: its text goes to standard error in one line, exit code 2. Ctrl-C
     exits with 130 and says how to go on. Who reads our output may stop (`… | head`): not a word, 141. Everything else
-    is ours and keeps its traceback.
+    is ours and keeps its traceback. None of it, nor what libraries log, holds a secret of a URL or the environment.
     """
+    hush_libraries()
+    sys.excepthook = _print_traceback
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -43,13 +47,17 @@ def run_cli(main: Callable[[], int | None], *, debug: bool = False) -> NoReturn:
             flush_output()
             sys.exit(EXIT_NOT_READ)
         if debug:
-            traceback.print_exc()
-        print("error: " + " ".join(in_words(error).split()), file=sys.stderr)
+            _print_traceback(type(error), error, error.__traceback__)
+        print("error: " + without_secrets(" ".join(in_words(error).split())), file=sys.stderr)
         code = EXIT_USER_ERROR
     except KeyboardInterrupt:
         print("\nstopped; run the same command to go on", file=sys.stderr)
         code = EXIT_INTERRUPTED
     sys.exit(code if flush_output() else EXIT_NOT_READ)
+
+
+def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    print(without_secrets("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 
 def _nobody_reads() -> bool:

@@ -51,6 +51,12 @@ def test_hostfile_names():
     assert doctor.hosts_of("a slots=2\n\n# b slots=1\nc # d\n") == ["a", "c"]
 
 
+def test_an_option_of_ssh_is_no_node(tmp_path: Path):
+    (tmp_path / "hosts").write_text(f"-oProxyCommand=touch${{IFS}}{tmp_path}/ran slots=1\n")
+    with pytest.raises(ValueError, match=r"'-oProxyCommand=.*' is no name of a machine; .*node1 slots=8"):
+        list(doctor.nodes(tmp_path / "hosts"))
+
+
 def test_missing_hostfile(tmp_path: Path):
     with pytest.raises(ValueError, match=r"no hostfile .*hosts: a line a node, as in: node1 slots=8"):
         list(doctor.nodes(tmp_path / "hosts"))

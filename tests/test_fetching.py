@@ -10,8 +10,9 @@ import pytest
 import zstandard
 from faulty_server import Fault, FaultyServer, serve
 
-from shards.fetching import FetchError, NotThere, Patience, Place, fetch_index, fetch_tar, scrub, shown
+from shards.fetching import FetchError, NotThere, Patience, Place, fetch_index, fetch_tar
 from shards.manifest import ShardInfo
+from shards.redaction import scrub, shown
 
 QUICK = Patience(attempts=3, timeout_seconds=0.4, wait_seconds=0.02)
 BYTES = b"".join(hashlib.sha256(str(number).encode()).digest() for number in range(9000))  # 288 kB that do not pack

@@ -134,6 +134,25 @@ def test_no_file_stays_on_any_node(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"asked", "bin", "file", "hosts"}
 
 
+@pytest.mark.parametrize(
+    ("environ", "told"),
+    [
+        ({"HOSTFILE": "-oProxyCommand=touch${IFS}ran slots=1\nb slots=1\n"}, "is no name of a machine; a line a node"),
+        ({"HOSTFILE": "a;touch${IFS}ran slots=1\nb slots=1\n"}, "is no name of a machine; a line a node"),
+        ({"RANKS": "x[$(touch ran)]"}, "give the ranks on this machine, 1 or more"),
+    ],
+)
+def test_names_of_nodes_and_numbers_of_ranks_run_nothing(tmp_path: Path, environ: dict[str, str], told: str) -> None:
+    """Among other lines of a shell, ssh's ProxyCommand and bash's arithmetic would."""
+    if "HOSTFILE" in environ:
+        (tmp_path / "hosts").write_text(environ["HOSTFILE"])
+        environ = {"HOSTFILE": str(tmp_path / "hosts")}
+    status, output = output_of(
+        bash(f"cd {tmp_path}; venv=/none; train --epochs 2; over_ssh=1; on_nodes true; wait", **environ)
+    )
+    assert status == 2 and told in output and not (tmp_path / "ran").exists()
+
+
 @pytest.mark.parametrize("ignored", ["trap '' USR1; ", ""])
 def test_a_scoring_ends_where_it_is_told_to(tmp_path: Path, ignored: str) -> None:
     """`--test` keeps nothing, so it does not go on to its end."""

@@ -2,9 +2,14 @@
 run, no log, no line on the screen. Run: pytest tests/test_secrets.py
 """
 
+from shards.script import run_cli
+
 import json
+import logging
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from faulty_server import FaultyServer, serve
@@ -12,8 +17,8 @@ from made_runs import arguments
 
 from analysis import l2
 from shards.__main__ import main as tools
+from train import doctor, models, sbatch
 from train import run as trainer
-from train import sbatch
 from train.config import Config
 from train.config_file import load
 from train.rundir import open_run
@@ -127,3 +132,73 @@ def test_names_of_runs_and_cells_of_tables_tell_none(server: FaultyServer) -> No
 def test_a_public_config_is_the_same_where_there_is_nothing_to_hide() -> None:
     config = Config.model_validate({"data": {"shards": "data/a=b?c", "mix": "data/a = 0.50,b=2"}})
     assert config.public() == config
+
+
+SECRET_URL = "https://alice:wonderland@h/x?sig=topsecret"
+
+
+def failing() -> NoReturn:
+    """As a client of a hub or a store, whose words stay in the chain behind ours."""
+    try:
+        raise RuntimeError(f"401 for url '{SECRET_URL}', key hunter2hunter2")
+    except RuntimeError as error:
+        raise ValueError(f"no weights: {error}") from error
+
+
+def test_an_error_and_its_traceback_tell_none(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run_cli(failing, debug=True)
+    told = capsys.readouterr().err
+    assert told.count("401 for url 'https://h/x', key …") == 3 and "Traceback" in told
+    assert not any(secret in told for secret in SECRETS)
+
+
+def test_a_traceback_of_a_mistake_of_ours_tells_none(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    error = RuntimeError(SECRET_URL)
+    with pytest.raises(RuntimeError):
+        run_cli(lambda: (_ for _ in ()).throw(error))
+    sys.excepthook(RuntimeError, error, error.__traceback__)
+    told = capsys.readouterr().err
+    assert told.endswith("RuntimeError: https://h/x\n") and not any(secret in told for secret in SECRETS)
+
+
+def test_what_libraries_log_tells_none(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        run_cli(lambda: logging.getLogger("hub").warning("503 from %s with %s", SECRET_URL, "hunter2hunter2"))
+    assert caplog.messages == ["503 from https://h/x with …"]
+
+
+def test_a_hub_that_refuses_is_told_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(*_: object, **__: object) -> NoReturn:
+        raise OSError(f"Client error '401 Unauthorized' for url '{SECRET_URL}'")
+
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", download)
+    with pytest.raises(ValueError, match=r"could not be had \(.*401 Unauthorized' for url 'https://h/x'\)"):
+        models.create("resnet18.a1_in1k", 2, 3, img_size=32, pretrained=True)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "host", "port"),
+    [(SECRET_URL, "h", 443), ("http://alice:wonderland@h/hf", "h", 80), ("https://alice:wonderland@h:8443", "h", 8443)],
+)
+def test_the_doctor_tells_the_hubs_host_alone(
+    endpoint: str, host: str, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, int]] = []
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    monkeypatch.setattr(doctor, "reaches", lambda *place: asked.append(place))
+    (finding,) = doctor.hub()
+    assert asked == [(host, port)] and str(finding).startswith("! weights        h is out of reach")
+
+
+@pytest.mark.parametrize("name", ["AZURE_STORAGE_CONNECTION_STRING", "MLFLOW_AUTH", "DB_PASSPHRASE", "WANDB_API_KEY"])
+def test_names_that_tell_a_secret(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(name, "topsecret")
+    with pytest.raises(SystemExit):
+        run_cli(lambda: (_ for _ in ()).throw(ValueError("refused: topsecret")))
+    assert capsys.readouterr().err == "error: refused: …\n"

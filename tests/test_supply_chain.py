@@ -31,6 +31,7 @@ from prep.images import PixelOptions, UndecodableImage, prepare
 from prep.sources import camelyon
 from shards.foreign import index_foreign
 from shards.shardset import ShardSet
+from train import checkpoints
 from train.models import create
 from train.run import main as run_training
 from train.rundir import read_deepspeed
@@ -112,6 +113,28 @@ def test_a_swapped_file_of_a_checkpoint_is_not_read_on_resume(tiny_set: Path, tm
     swapped = [path for path in (run / "checkpoints").rglob("*.pt") if path.write_bytes(bomb.read_bytes())]
     assert swapped and run_training(["--resume", str(run)]) == 0
     assert not marker.exists() and "is not what was written" in (run / "log.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("stage", "part"),
+    [("0", "mp_rank_00_model"), pytest.param("2", "zero_pp_rank_0_mp_rank_00_optim", marks=pytest.mark.slow)],
+)
+def test_a_checkpoint_made_to_fit_runs_nothing_on_resume(stage: str, part: str, tiny_set: Path, tmp_path: Path):
+    """Its trainer.json is the attacker's, too: hashes guard against damage alone."""
+    run, marker = (
+        train(tiny_set, "r", "--epochs", "1", "--checkpoint-every", "1", "--zero-stage", stage),
+        tmp_path / "ran",
+    )
+    (run / "results.json").unlink()
+    for folder in (run / "checkpoints").glob("step-*"):
+        path = folder / f"{part}_states.pt"
+        torch.save(torch.load(path, weights_only=False) | {"more": Bomb(marker)}, path)
+        record = json.loads((folder / checkpoints.STATE_FILE).read_text())
+        record["files"][path.name] = [path.stat().st_size, checkpoints._digest(path)]
+        (folder / checkpoints.STATE_FILE).write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"cannot be read safely: .*posix\.system"):
+        run_training(["--resume", str(run)])
+    assert not marker.exists()
 
 
 def test_what_lies_in_an_archive_runs_nothing(tiny_set: Path, tmp_path: Path):

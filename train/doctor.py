@@ -13,6 +13,7 @@ import importlib
 import json
 import os
 import platform
+import re
 import resource
 import shutil
 import socket
@@ -23,8 +24,10 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from shards.command_line import Parser, add_debug_flag
+from shards.redaction import shown
 
 GIB = 1024**3
 SSH_SECONDS = 30
@@ -230,12 +233,12 @@ def compiled_operators() -> Iterator[Path]:
 
 def hub() -> Iterator[Finding]:
     """The hub that timm downloads pretrained weights from."""
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    endpoint = urlsplit(shown(os.environ.get("HF_ENDPOINT") or "https://huggingface.co"))
     constants = importlib.import_module("huggingface_hub.constants")
-    host = endpoint.split("//")[-1].split("/")[0]
+    host, port = endpoint.hostname or "", endpoint.port or (80 if endpoint.scheme == "http" else 443)
     if constants.HF_HUB_OFFLINE:
         yield Finding("weights", "good", f"offline by HF_HUB_OFFLINE; cache: {constants.HF_HUB_CACHE}")
-    elif reaches(host.split(":")[0], int(host.split(":")[1]) if ":" in host else 443):
+    elif reaches(host, port):
         yield Finding("weights", "good", f"{host} answers; cache: {constants.HF_HUB_CACHE}")
     else:
         advice = "take --weights FILE, or set HF_HUB_OFFLINE=1 and fill its cache elsewhere"
@@ -268,9 +271,12 @@ def nodes(hostfile: Path | None) -> Iterator[Finding]:
 
 
 def hosts_of(text: str) -> list[str]:
-    """Names in a hostfile, in order."""
+    """Names in a hostfile, in order. Raises ValueError for what is no name of a machine: ssh takes -… as an option."""
     lines = (line.split("#")[0].split() for line in text.splitlines())
-    return [words[0] for words in lines if words]
+    names = [words[0] for words in lines if words]
+    if wrong := [name for name in names if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:@-]*", name)]:
+        raise ValueError(f"hostfile: {wrong[0]!r} is no name of a machine; a line a node, as in: node1 slots=8")
+    return names
 
 
 def node(host: str) -> Finding:

@@ -5,8 +5,10 @@
 
 import logging
 import os
+import pickle
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -107,6 +109,33 @@ def leave() -> None:
 def world_size() -> int:
     """Ranks in the process group; 1 without one."""
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+@contextmanager
+def data_alone() -> Iterator[None]:
+    """What torch loads within holds tensors and three of DeepSpeed's classes: nothing in it can run.
+
+    DeepSpeed itself loads with `weights_only=False`; torch's own variable overrules it. Raises ValueError where a file
+    holds anything else.
+    """
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    before = {name: os.environ.pop(name, None) for name in _TORCH_LOADS}
+    os.environ[_TORCH_LOADS[0]] = "1"
+    try:
+        with torch.serialization.safe_globals([DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]):
+            yield
+    except pickle.UnpicklingError as error:
+        found = next((line.strip() for line in str(error).splitlines() if "GLOBAL" in line), str(error).splitlines()[0])
+        raise ValueError(f"the checkpoint cannot be read safely: {found[:150]}") from None
+    finally:
+        del os.environ[_TORCH_LOADS[0]]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
+
+
+_TORCH_LOADS = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
 
 
 def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, settings: DeepSpeedSettings, world: int) -> Any:

@@ -20,6 +20,7 @@ from train import checkpoints
 from train.divergence import Diverged, check_weights, judge_loss
 from train.engine import (
     agree,
+    data_alone,
     first_word,
     plain_copy,
     save_engine,
@@ -323,7 +324,8 @@ class Trainer:
         if whole is not None:
             load_optimizer(self.engine, whole, self.job.ranks.rank, self.job.ranks.world)
         else:
-            self.engine.load_checkpoint(str(checkpoint.path.parent), tag=checkpoint.path.name)
+            with data_alone():
+                self.engine.load_checkpoint(str(checkpoint.path.parent), tag=checkpoint.path.name)
         self.progress = Progress(**checkpoint.state)
         if self.average is not None:
             self.average.load_state_dict(read_weights(checkpoint.path / "ema.safetensors")[0])

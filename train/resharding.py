@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from train.engine import data_alone
+
 
 @dataclass(frozen=True)
 class Whole:
@@ -128,10 +130,5 @@ def _cut_equal_parts(flats: list[Tensor], whole: Whole, key: str, rank: int, wor
 
 
 def _read(path: Path) -> Any:
-    """A file of DeepSpeed's, with no more of its classes than it needs: nothing in it can run."""
-    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    with torch.serialization.safe_globals([DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]):
+    with data_alone():
         return torch.load(path, map_location="cpu", weights_only=True)
