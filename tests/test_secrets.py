@@ -15,7 +15,7 @@ import pytest
 from faulty_server import FaultyServer, serve
 from made_runs import arguments
 
-from analysis import l2
+from analysis import knn
 from shards.__main__ import main as tools
 from train import doctor, models, sbatch
 from train import run as trainer
@@ -61,7 +61,7 @@ def test_a_training_and_its_analyses_tell_none(server: FaultyServer, capfd: pyte
     assert all(request.authorization for request in server.requests)
     run = Path("runs/r")
     assert open_run(run).config.data.shards == server.url  # type: ignore[union-attr]
-    l2.main(arguments(run, "--shards", url, script="l2"))
+    knn.main(arguments(run, "--shards", url, script="knn"))
     assert tools(["info", url]) == 0
     assert leaks(*capfd.readouterr()) == []
 

@@ -25,7 +25,7 @@ from packaging.utils import canonicalize_name
 from test_report import write_run
 from trainings import train
 
-from analysis import l2, report
+from analysis import knn, report
 from prep.annotations import read_outlines
 from prep.images import PixelOptions, UndecodableImage, prepare
 from prep.sources import camelyon
@@ -102,7 +102,7 @@ def test_an_analysis_of_foreign_weights_runs_nothing(name: str, tiny_set: Path, 
     path, marker = bomb_file(tmp_path, name)
     given = path if path.name == "weights.pth" else path.parent
     with pytest.raises(ValueError, match="cannot be read safely"):
-        l2.main(arguments(given, "--shards", str(tiny_set), "--model", "resnet18", script="l2"))
+        knn.main(arguments(given, "--shards", str(tiny_set), "--model", "resnet18", script="knn"))
     assert not marker.exists()
 
 
