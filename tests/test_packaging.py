@@ -73,11 +73,24 @@ def test_the_wheel_runs_from_outside_the_repository(built: Path, tmp_path: Path)
 
 
 def test_the_image_belongs_to_a_user_who_may_write_where_work_is_kept():
-    """A builder makes missing parents of a cache mount root's, so ~/.cache is made before, for the user."""
+    """A builder makes a missing mount point and its parents root's, so they are made before, for the user."""
     lines = (ROOT / "containers" / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
     made = next(n for n, line in enumerate(lines) if line.startswith("RUN useradd"))
     user = next(n for n, line in enumerate(lines) if line.startswith("USER 1000"))
     mounts = [n for n, line in enumerate(lines) if "target=/home/medshard/" in line]
-    assert "install -d -o medshard -g medshard /home/medshard/.cache /home/medshard/medshard" in lines[made]
+    owned = lines[made].split("install -d -o medshard -g medshard ")[1].split()
+    assert owned == [f"/home/medshard/{name}" for name in (".cache", ".cache/pip", "medshard")]
     assert made < user < min(mounts) and not any(line.startswith("USER") for line in lines[user + 1 :])
     assert re.search(r"^FROM python:3\.\d+\.\d+-slim-bookworm$", "\n".join(lines), re.MULTILINE)
+
+
+def test_images_take_named_parts_of_the_repository_alone():
+    """Data, runs, private folders and a forgotten .env stay outside, whatever they are called."""
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    top = {name.split("/")[0] for name in tracked}
+    first, *rules = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line[0] != "#"]
+    named = {rule[1:] for rule in rules if rule.startswith("!")}
+    assert first == "*" and named <= top and {"prep", "shards", "train", "analysis", "launch.sh"} <= named
+    recipe = (ROOT / "containers" / "apptainer.def").read_text().split("%files\n")[1].split("\n\n")[0]
+    copied = [line.split() for line in recipe.splitlines()]
+    assert all(place == f"/opt/medshard/{name}" and name in top for name, place in copied)
