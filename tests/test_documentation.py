@@ -71,7 +71,12 @@ def test_every_preset_has_its_row_and_its_sheet():
 
 
 DOCKERS = {"build-arg", "user", "gpus", "rm", "shm-size", "nv", "bind"}  # and apptainer's
-OTHERS = DOCKERS | {"target", "no-deps", "disable-pip", "osv-url", "nproc_per_node", "signal", "batch", "exclusive"}
+APPTAINERS = {"fakeroot", "userns"}
+OTHERS = (
+    DOCKERS
+    | APPTAINERS
+    | {"target", "no-deps", "disable-pip", "osv-url", "nproc_per_node", "signal", "batch", "exclusive"}
+)
 
 
 def test_every_flag_that_a_page_names_is_one_of_ours():
