@@ -15,6 +15,8 @@ from typing import Any
 
 import torch.distributed as dist
 
+from train.stopping import ending_while_waiting
+
 PATIENCE = timedelta(days=7)  # the others wait while rank 0 computes
 
 
@@ -43,7 +45,8 @@ def joined() -> Iterator[None]:
     if world_size() == 1:
         yield
         return
-    dist.init_process_group("gloo", timeout=PATIENCE)
+    with ending_while_waiting():
+        dist.init_process_group("gloo", timeout=PATIENCE)
     told = False
     try:
         yield

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from shards.errors import first_line
 from train.ds_settings import DeepSpeedSettings
+from train.stopping import ending_while_waiting
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)  # a rank that waits longer for its peers gives up
@@ -79,7 +80,8 @@ def join(ranks: Ranks, device: torch.device) -> None:
     if ranks.world == 1:
         os.environ.update({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": "1"})
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=TIMEOUT)
+    with ending_while_waiting():
+        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=TIMEOUT)
 
 
 def interface_to(host: str) -> str | None:

@@ -5,9 +5,13 @@ The training asks for it between steps and parts of an evaluation, on all ranks 
 
 import os
 import signal
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from shards.errors import EXIT_INTERRUPTED
 
 EXIT_PREEMPTED = 75
 NOTED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -48,3 +52,31 @@ def ending_at_once() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGUSR1, old)
+
+
+@contextmanager
+def ending_while_waiting() -> Iterator[None]:
+    """Let any of these signals end the process while it waits for the other ranks, with nothing written so far.
+
+    That wait is in C, where no handler of Python's runs until it is over: half an hour, where the others have died.
+    """
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        while number := os.read(reading, 1)[0]:
+            if number in NOTED:
+                print("stopped while waiting for the other ranks; nothing had begun", file=sys.stderr, flush=True)
+                os._exit(EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_PREEMPTED)
+
+    watching = threading.Thread(target=watch, name="signals", daemon=True)
+    watching.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.write(writing, b"\0")
+        watching.join()
+        os.close(reading)
+        os.close(writing)
