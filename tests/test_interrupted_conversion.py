@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from conversions import DDSM, OPTIONS, command, digests, make
 
@@ -88,9 +89,10 @@ def test_ctrl_c_is_two_words_even_while_workers_start(raw_ddsm: Path, tmp_path: 
         command, cwd=Path(__file__).parents[1], stderr=subprocess.PIPE, text=True, process_group=0,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
-    assert process.stderr is not None
-    process.stderr.read(20)  # the bar is there: the workers are on their way
-    time.sleep(0.1)
+    parent, deadline = psutil.Process(process.pid), time.monotonic() + 60
+    while not any("multiprocessing" in " ".join(child.cmdline()) for child in parent.children()):
+        assert process.poll() is None and time.monotonic() < deadline, "no worker was started"
+        time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)
     try:
         said = process.communicate(timeout=60)[1]
