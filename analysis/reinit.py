@@ -34,6 +34,7 @@ CAPTIONS = {
 }
 
 
+@torch.no_grad()
 def main(args: argparse.Namespace) -> None:
     """Exchange group by group, write, tell."""
     session, name = Session(args), NAMES[args.to]
@@ -96,5 +97,4 @@ def command_line() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    torch.set_grad_enabled(False)
     launch(command_line(), main)

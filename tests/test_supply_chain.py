@@ -276,6 +276,10 @@ def test_texts_of_a_run_are_no_code_in_its_report(make_set: Callable[..., ShardS
     run = write_run(tmp_path / "run", make_set(tmp_path / "set", name="tiny").path, "wt")
     for path in [*(run / "analysis").glob("*.json"), run / "results.json"]:
         path.write_text(json.dumps(poisoned(json.loads(path.read_text()))))
+    config = json.loads((run / "config.json").read_text())
+    config["config"]["model"]["model"] += EVIL
+    config["config"]["optimizer"]["optimizer"] += EVIL
+    (run / "config.json").write_text(json.dumps(config))
     page = tmp_path / "report.html"
     report.main(Namespace(runs=[run], studies=tmp_path, out=page, shards=None, model=None, json=False, quiet=False))
     assert EVIL not in page.read_text() and "&lt;script&gt;" in page.read_text()
