@@ -155,11 +155,6 @@ class Loader:
         """Samples of the split."""
         return self.plan.num_samples
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Global batches that cover an epoch, the last perhaps in part."""
-        return -(-self.plan.samples_per_epoch // self.global_batch)
-
     def __iter__(self) -> Iterator[Batch]:
         """Batches from `samples_consumed` on. One iteration at a time; a new one ends the one before."""
         self.close()

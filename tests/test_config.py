@@ -9,6 +9,7 @@ import pytest
 from train import ds_settings
 from train.config import Config, changed, fields
 from train.config_file import load, read_file
+from train.data_config import shares
 from train.flags import ELSEWHERE, parse_args, parser
 from train.run import resolve
 
@@ -201,3 +202,15 @@ def test_unknown_keys_inside_known_sections_and_passed_on_keys() -> None:
     assert ds_settings.parse(GOOD).portable()["train_batch_size"] == 16
     with pytest.raises(ValueError, match="--precision"):
         ds_settings.parse(GOOD, precision="bf17")
+
+
+@pytest.mark.parametrize("mix", ["a=0.5,b", "a=x", "a=-1", "=1", "a=nan", ""])
+def test_a_mixture_that_is_none_is_refused(mix: str) -> None:
+    with pytest.raises(ValueError, match="write places and positive shares"):
+        shares(mix)
+
+
+def test_a_set_has_one_share_of_a_mixture() -> None:
+    assert shares("a=0.5, b =2") == {"a": 0.5, "b": 2.0}
+    with pytest.raises(ValueError, match="'a=3' names a set a second time"):
+        shares("a=1,b=2,a=3")

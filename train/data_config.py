@@ -228,14 +228,17 @@ def _shown_share(part: str) -> str:
 
 
 def shares(mix: str) -> dict[str, float]:
-    """Place -> share of `PLACE=0.7,PLACE=0.3`. Raises ValueError for anything else."""
+    """Place -> share of `PLACE=0.7,PLACE=0.3`. Raises ValueError for anything else, and for a place named twice."""
     found: dict[str, float] = {}
     for part in mix.split(","):
-        place, _, share = part.rpartition("=")
+        place, _, share = (word.strip() for word in part.rpartition("="))
         try:
-            found[place.strip()] = float(share)
+            value = float(share)
         except ValueError:
-            place = ""
-        if not place or not 0 < found[place.strip()] < math.inf:
+            value = math.nan
+        if not place or not 0 < value < math.inf:
             raise ValueError(f"mix: got {_shown_share(part)!r}; write places and positive shares, PLACE=0.7,PLACE=0.3")
+        if place in found:
+            raise ValueError(f"mix: {_shown_share(part)!r} names a set a second time; give each set one share")
+        found[place] = value
     return found

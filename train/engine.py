@@ -115,7 +115,7 @@ def world_size() -> int:
 
 @contextmanager
 def data_alone() -> Iterator[None]:
-    """What torch loads within holds tensors and three of DeepSpeed's classes: nothing in it can run.
+    """What torch loads within holds tensors and four of DeepSpeed's classes: nothing in it can run.
 
     DeepSpeed itself loads with `weights_only=False`; torch's own variable overrules it. Raises ValueError where a file
     holds anything else.
