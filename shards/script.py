@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import NoReturn
 
 from shards.errors import (
@@ -41,7 +41,7 @@ def run_cli(main: Callable[[], int | None], *, debug: bool = False) -> NoReturn:
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        code = main() or 0
+        code = _interruptible(main) or 0
     except (ValueError, OSError) as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():  # a broken pipe to a process of ours is an error
             flush_output()
@@ -54,6 +54,29 @@ def run_cli(main: Callable[[], int | None], *, debug: bool = False) -> NoReturn:
         print("\nstopped; run the same command to go on", file=sys.stderr)
         code = EXIT_INTERRUPTED
     sys.exit(code if flush_output() else EXIT_NOT_READ)
+
+
+def _interruptible(main: Callable[[], int | None]) -> int | None:
+    """Run `main`; what C code makes of Ctrl-C (torch, reading a storage: a ValueError) is Ctrl-C again."""
+    came = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        came = True
+        signal.default_int_handler(number, frame)
+
+    python_listens = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if python_listens:
+        signal.signal(signal.SIGINT, note)
+    try:
+        return main()
+    except Exception as error:
+        if came:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        if python_listens:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

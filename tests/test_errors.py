@@ -4,8 +4,10 @@ from shards.script import run_cli
 
 import errno
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -101,3 +103,19 @@ def test_the_first_line_of_an_error_is_its_kind_where_it_has_no_text() -> None:
     assert first_line(RuntimeError("\n  CUDA error: x\nCompile with …")) == "CUDA error: x"
     assert first_line(OSError()) == "OSError" and first_line(AssertionError(" \n")) == "AssertionError"
     assert first_line(ValueError("long" * 100), 8) == "longlong"
+
+
+def test_what_c_code_makes_of_ctrl_c_is_ctrl_c(capsys: pytest.CaptureFixture[str]) -> None:
+    """torch turns an interrupt in the midst of a storage into a ValueError about shapes."""
+
+    def main() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)
+        except KeyboardInterrupt:
+            raise ValueError("could not determine the shape") from None
+
+    with pytest.raises(SystemExit) as left:
+        run_cli(main)
+    assert left.value.code == 130 and "stopped" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
