@@ -1,6 +1,7 @@
 """What several test files share."""
 
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,12 @@ def one_rank(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 def make_set_fixture() -> Callable[..., ShardSet]:
     """The function `make_set(folder, **options)`, for tests that want other channels, labels or encodings."""
     return make_set
+
+
+def pytest_configure() -> None:
+    """Ctrl-C is heard by what the tests start, also where a shell that put them in the background has it ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
