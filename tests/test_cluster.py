@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from conversions import OPTIONS, digests, make
+from ports import free_port
 
 import prep.cluster
 from prep.convert import convert
@@ -23,12 +23,6 @@ from prep.planning import ConvertOptions
 from prep.sources import DATASETS
 
 ROOT = Path(__file__).parents[1]
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from ports import free_port
 
 RANK = """
 import ctypes, os, sys, time
@@ -38,10 +39,12 @@ SLEEP = next(number for number, line in enumerate(RANK.splitlines(), 1) if "slee
 
 
 def ranks(folder: Path, what: str, world: int = 2, minutes: float = 2 / 60) -> list["subprocess.Popen[str]"]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1"}
+    common = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": str(world),
+        "OMP_NUM_THREADS": "1",
+    }
     return [
         subprocess.Popen(
             [sys.executable, "-c", RANK, str(folder), what, str(minutes)],

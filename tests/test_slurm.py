@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from ports import free_port
 from trainings import FAST, losses
 
 from train import study
@@ -111,12 +112,6 @@ def test_without_slurm_the_script_is_left(tiny_set: Path, tmp_path: Path, monkey
 
 
 # ---- a real one
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture

@@ -7,13 +7,13 @@ apt-get install openssh-server pdsh.
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ports import free_port
 from test_many_machines import LAUNCH, output_of, started, wait_for_step
 from trainings import FAST, losses
 
@@ -50,9 +50,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     if missing := [n for n, there in (("sshd", sshd), ("pdsh", shutil.which("pdsh"))) if not there]:
         pytest.fail(f"{', '.join(missing)} not found: apt-get install openssh-server pdsh (CONTRIBUTING.md)")
     folder = tmp_path_factory.mktemp("ssh")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        values = {"folder": folder, "port": probe.getsockname()[1]}
+    values = {"folder": folder, "port": free_port()}
     for name in ("host", "user"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True)
     (folder / "sshd_config").write_text(SSHD.format(**values))

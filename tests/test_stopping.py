@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_cluster import free_port
+from ports import free_port
 
 WAITING = """
 import os, signal

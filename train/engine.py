@@ -23,6 +23,7 @@ from train.ds_settings import DeepSpeedSettings
 from train.stopping import ending_while_waiting
 
 T = TypeVar("T")
+TORCH_LOADS = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")  # torch refuses both at once
 TIMEOUT = timedelta(minutes=30)  # a rank that waits longer for its peers gives up
 
 
@@ -124,8 +125,8 @@ def data_alone() -> Iterator[None]:
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
 
-    before = {name: os.environ.pop(name, None) for name in _TORCH_LOADS}
-    os.environ[_TORCH_LOADS[0]] = "1"
+    before = {name: os.environ.pop(name, None) for name in TORCH_LOADS}
+    os.environ[TORCH_LOADS[0]] = "1"
     try:
         with torch.serialization.safe_globals([DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]):
             yield
@@ -133,11 +134,8 @@ def data_alone() -> Iterator[None]:
         found = next((line.strip() for line in str(error).splitlines() if "GLOBAL" in line), str(error).splitlines()[0])
         raise ValueError(f"the checkpoint cannot be read safely: {found[:150]}") from None
     finally:
-        del os.environ[_TORCH_LOADS[0]]
+        del os.environ[TORCH_LOADS[0]]
         os.environ.update({name: value for name, value in before.items() if value is not None})
-
-
-_TORCH_LOADS = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
 
 
 def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, settings: DeepSpeedSettings, world: int) -> Any:
